@@ -1,0 +1,125 @@
+"""How much memory there is, how much this process holds, and sizes as people write them."""
+
+import re
+import resource
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import psutil
+
+from q4run.errors import Error
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:([kmgt]i?)?b?|(%))\s*", re.IGNORECASE)
+
+
+def parse_size(text: str, total: int | None = None) -> int:
+    """Bytes of ``6G`` (powers of 1000), ``6GiB`` (of 1024), ``500M``, or ``50%`` of ``total``.
+
+    Raises ``Error`` for anything else and for a size of zero.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or (match[3] and total is None):
+        share = " or a share such as 50%" if total is not None else ""
+        raise Error(f"'{text}' is not a size: write for example 6G, 6GiB, 500M{share}")
+    if match[3]:
+        size = int(Fraction(match[1]) / 100 * (total or 0))
+    else:
+        unit = (match[2] or "").lower()
+        size = int(Fraction(match[1]) * (_UNITS.get(unit) or _BINARY_UNITS[unit]))
+    if size <= 0:
+        raise Error(f"a size of '{text}' is nothing: give at least 1M")
+    return size
+
+
+def format_size(n_bytes: float) -> str:
+    """``8.24 GB``: three significant digits, powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n_bytes) < 999.5 or unit == "GB":
+            break
+        n_bytes /= 1000
+    if unit == "B" or abs(n_bytes) >= 99.95:
+        return f"{n_bytes:.0f} {unit}"
+    return f"{n_bytes:.1f} {unit}" if abs(n_bytes) >= 9.995 else f"{n_bytes:.2f} {unit}"
+
+
+def available_memory() -> int:
+    """Bytes this process could still take: what is free, cut to the container's limit."""
+    return max(0, min(psutil.virtual_memory().available, *_container_headroom(Path("/"))))
+
+
+def total_memory() -> int:
+    """Bytes of RAM this process may ever use: the machine's, cut to the container's limit."""
+    limits = [_read_number(folder / limit) for folder, limit, _ in _cgroup_folders(Path("/"))]
+    return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
+
+
+def _container_headroom(root: Path) -> list[int]:
+    """What is left below each memory limit of the cgroups (v1 and v2) this process is in.
+
+    A group's page cache counts as left: the kernel gives it back before it refuses memory.
+    """
+    headroom = [sys.maxsize]
+    for folder, limit_file, usage_file in _cgroup_folders(root):
+        limit = _read_number(folder / limit_file)
+        if limit is None:
+            continue
+        usage = _read_number(folder / usage_file) or 0
+        headroom.append(limit - usage + _reclaimable(folder))
+    return headroom
+
+
+def _cgroup_folders(root: Path) -> list[tuple[Path, str, str]]:
+    """The (folder, limit file, usage file) of every memory cgroup above this process."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            base = root / "sys/fs/cgroup"
+            files = ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        # Inside a container the path may be the host's: the mount point itself is then the limit.
+        for level in (group, *group.parents):
+            folders.append((base / level, *files))
+    return folders
+
+
+def _read_number(path: Path) -> int | None:
+    """The number in a control file; None where the file is absent or says ``max``."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of file pages charged to a cgroup that are not in active use."""
+    try:
+        pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        stat = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+    except (OSError, ValueError):
+        return 0
+    return stat.get("total_inactive_file", stat.get("inactive_file", 0))
+
+
+def peak_rss() -> int:
+    """The most resident memory this process has ever held, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        # Linux's getrusage would also count what the parent held before the exec.
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
