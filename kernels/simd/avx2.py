@@ -1,0 +1,30 @@
+"""AVX2 with F16C: integer dots by ``vpmaddubsw`` and ``vpmaddwd``."""
+
+from llvmlite import ir
+
+from q4run.kernels.simd.emit import I8, I16, I32, call, vector
+from q4run.kernels.simd.hardware_half import float_to_half, half_to_float
+
+__all__ = ["dot_signed", "dot_unsigned", "float_to_half", "half_to_float"]
+
+
+def dot_unsigned(
+    builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value, b: ir.Value
+) -> ir.Value:
+    pairs = call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16, 16), [a, b])
+    ones = ir.Constant(vector(I16, 16), [1] * 16)
+    fours = call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), [pairs, ones])
+    return builder.add(accumulator, fours)
+
+
+def dot_signed(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    magnitude, signed = move_sign(builder, a, b)
+    return dot_unsigned(builder, accumulator, magnitude, signed)
+
+
+def move_sign(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """``|a|`` and ``b`` with the sign of ``a`` on it: the product is the same, ``|a|`` unsigned."""
+    no_poison = ir.Constant(ir.IntType(1), 0)
+    magnitude = call(builder, "llvm.abs.v32i8", vector(I8, 32), [a, no_poison])
+    signed = call(builder, "llvm.x86.avx2.psign.b", vector(I8, 32), [b, a])
+    return magnitude, signed

@@ -1,0 +1,12 @@
+"""The chosen target's way of emitting the operations that differ between machines."""
+
+from importlib import import_module
+
+from q4run.kernels.simd.target import TARGET
+
+_target = import_module(f"q4run.kernels.simd.{TARGET}")
+
+dot_unsigned = _target.dot_unsigned
+dot_signed = _target.dot_signed
+half_to_float = _target.half_to_float
+float_to_half = _target.float_to_half
