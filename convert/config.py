@@ -1,0 +1,108 @@
+"""Reading ``config.json`` and its neighbours: JSON from strangers, checked as it is read."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from q4run.errors import FormatError
+
+MAX_JSON_BYTES = 512 * 2**20
+MAX_COUNT = 2**31 - 1
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object a JSON file holds.
+
+    Raises ``FormatError`` when the file cannot be read, is too large, or is not a JSON object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise FormatError(f"{path}: {size} bytes are too many for a JSON file of a checkpoint")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+class Config:
+    """The hyperparameters of a ``config.json`` (or of one object within it).
+
+    Every getter takes the default that ``transformers`` takes where the key is absent or null, and
+    raises ``FormatError``, naming file and key, for a value of the wrong type or out of range.
+    """
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None, *, low: int = 1) -> int:
+        """An integer of at least ``low`` that fits into the 32 bits GGUF has for it."""
+        value = self._value(key, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.bad(key, "an integer")
+        if not low <= value <= MAX_COUNT:
+            raise self.bad(key, f"between {low} and {MAX_COUNT}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number greater than zero."""
+        value = self._value(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self.bad(key, "a number")
+        if not (math.isfinite(value) and value > 0):
+            raise self.bad(key, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false; the numbers that older checkpoints hold count by whether they are zero."""
+        value = self._value(key, default)
+        if not isinstance(value, bool | int):
+            raise self.bad(key, "true or false")
+        return bool(value)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self.bad(key, "a string")
+        return value
+
+    def items(self, key: str, kind: type) -> list[Any] | None:
+        """A list of ``kind`` (int or str), or None where the key is absent, null or empty."""
+        value = self.values.get(key)
+        if not value:
+            return None
+        if not isinstance(value, list) or not all(type(item) is kind for item in value):
+            raise self.bad(key, f"a list of {kind.__name__}")
+        return value
+
+    def section(self, key: str) -> "Config | None":
+        """The object under ``key``, or None where it is absent or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.bad(key, "an object")
+        return Config(value, f"{self.where}: {key}")
+
+    def bad(self, key: str, wanted: str) -> FormatError:
+        """The error for a value that is not what it must be."""
+        shown = repr(self.values.get(key))
+        return FormatError(f"{self.where}: {key} is {shown[:60]}, but must be {wanted}")
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise FormatError(f"{self.where}: {key} is missing")
+        return value

@@ -1,0 +1,47 @@
+"""Llama 2 and 3, and models of their form (Mistral without a sliding window)."""
+
+from collections.abc import Iterator
+
+from q4run.convert.checkpoint import Checkpoint
+from q4run.convert.config import Config
+from q4run.convert.families.decoder import (
+    Plan,
+    Sizes,
+    attention_tensors,
+    dense_ffn,
+    read_sizes,
+    start_metadata,
+    start_tensors,
+)
+from q4run.convert.tensors import OutputTensor
+from q4run.errors import UnsupportedError
+
+IGNORABLE = r"rotary_emb\.inv_freq$"
+
+
+def plan_llama(checkpoint: Checkpoint) -> Plan:
+    """The GGUF of a Llama checkpoint (architecture ``llama``)."""
+    config = checkpoint.config
+    sizes = read_sizes(checkpoint, config, default_theta=10000.0)
+    refuse_sliding_window(config)
+    n_ff = config.integer("intermediate_size")
+    metadata = start_metadata("llama", config, sizes, default_eps=1e-6)
+    metadata.add_feed_forward_length(n_ff)
+    tensors = list(_tensors(checkpoint, sizes, n_ff))
+    checkpoint.check_all_claimed(IGNORABLE)
+    return Plan(metadata, tensors, sizes.n_vocab, config)
+
+
+def refuse_sliding_window(config: Config) -> None:
+    """A window no shorter than the longest context changes nothing; a shorter one is unknown."""
+    window = config.integer("sliding_window", 0, low=0)
+    if 0 < window < config.integer("max_position_embeddings"):
+        raise UnsupportedError(f"{config.where}: sliding_window ({window}) is not supported")
+
+
+def _tensors(checkpoint: Checkpoint, sizes: Sizes, n_ff: int) -> Iterator[OutputTensor]:
+    yield from start_tensors(checkpoint, sizes)
+    for layer in range(sizes.n_layer):
+        base = f"model.layers.{layer}"
+        yield from attention_tensors(checkpoint, sizes, layer, base, pair_rows=True)
+        yield from dense_ffn(checkpoint, layer, f"{base}.mlp", sizes.n_embd, n_ff)

@@ -1,0 +1,174 @@
+"""Llama 4, the text part: Scout and Maverick forms, also within the image-and-text checkpoint."""
+
+from collections.abc import Iterator
+
+import gguf
+
+from q4run.convert.checkpoint import Checkpoint
+from q4run.convert.config import Config
+from q4run.convert.families.decoder import (
+    Plan,
+    Sizes,
+    attention_tensors,
+    dense_ffn,
+    read_sizes,
+    router,
+    start_metadata,
+    start_tensors,
+)
+from q4run.convert.tensors import OutputTensor, Role, columns_of
+from q4run.errors import FormatError, UnsupportedError
+
+VISION = r"^(vision_model|multi_modal_projector)\."
+IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
+
+# What llama.cpp takes for granted, and so a reader without our own keys must.
+DEFAULT_CHUNK_SIZE = 8192
+DEFAULT_FLOOR_SCALE = 8192
+DEFAULT_ATTN_SCALE = 0.1
+NO_ROPE_INTERVAL = 4
+EXPERT_COUNT_WITHOUT_QK_NORM = 128
+
+
+def plan_llama4(checkpoint: Checkpoint) -> Plan:
+    """The GGUF of a Llama 4 checkpoint (architecture ``llama4``).
+
+    The vision tensors of ``Llama4ForConditionalGeneration`` are left out, which a note says.
+    """
+    text_config = checkpoint.config.section("text_config")
+    config = text_config or checkpoint.config
+    prefix = "language_model." if text_config else ""
+    sizes = read_sizes(checkpoint, config, default_theta=500000.0)
+    n_expert = config.integer("num_local_experts", 16)
+    n_used = config.integer("num_experts_per_tok", 1)
+    if n_used > n_expert:
+        raise config.bad("num_experts_per_tok", f"at most num_local_experts ({n_expert})")
+    n_ff_expert = config.integer("intermediate_size")
+    n_ff_dense = config.integer("intermediate_size_mlp")
+    moe_step = _moe_layer_step(config, sizes.n_layer)
+
+    metadata = start_metadata("llama4", config, sizes, default_eps=1e-5)
+    metadata.add_feed_forward_length(n_ff_dense)
+    metadata.add_expert_feed_forward_length(n_ff_expert)
+    metadata.add_expert_count(n_expert)
+    metadata.add_expert_used_count(n_used)
+    metadata.add_interleave_moe_layer_step(moe_step)
+    notes = _add_own_keys(metadata, config, sizes.n_layer, n_expert)
+
+    tensors = list(start_tensors(checkpoint, sizes, prefix))
+    for layer in range(sizes.n_layer):
+        base = f"{prefix}model.layers.{layer}"
+        tensors += attention_tensors(checkpoint, sizes, layer, base, pair_rows=False)
+        ffn = f"{base}.feed_forward"
+        if (layer + 1) % moe_step:
+            tensors += dense_ffn(checkpoint, layer, ffn, sizes.n_embd, n_ff_dense)
+        else:
+            tensors += _experts(checkpoint, sizes, layer, ffn, n_expert, n_ff_expert)
+    left_out = checkpoint.check_all_claimed(IGNORABLE)
+    n_vision = sum("rotary_emb" not in name for name in left_out)
+    if n_vision:
+        notes.append(f"{n_vision} vision tensors were left out: the file understands text only")
+    return Plan(metadata, tensors, sizes.n_vocab, config, notes)
+
+
+def _moe_layer_step(config: Config, n_layer: int) -> int:
+    """Every how many layers the experts come: the last of each group has them."""
+    step = config.integer("interleave_moe_layer_step", 1, low=0)
+    listed = config.items("moe_layers", int)
+    expected = list(range(step - 1, n_layer, step)) if step else []
+    if not expected:
+        raise UnsupportedError(f"{config.where}: a Llama 4 without expert layers is not supported")
+    if listed is not None and sorted(listed) != expected:
+        raise UnsupportedError(
+            f"{config.where}: moe_layers does not follow interleave_moe_layer_step ({step}), "
+            "which is all that GGUF can tell"
+        )
+    return step
+
+
+def _add_own_keys(
+    metadata: gguf.GGUFWriter, config: Config, n_layer: int, n_expert: int
+) -> list[str]:
+    """Keys of our own for what standard GGUF leaves unsaid, only where it differs from Scout's.
+
+    Returns the note that says so, if any were needed.
+    """
+    n_keys = len(metadata.kv_data[0])
+    chunk_size = config.integer("attention_chunk_size", 0, low=0)
+    if "attention_chunk_size" not in config.values:
+        chunk_size = DEFAULT_CHUNK_SIZE
+    if chunk_size != DEFAULT_CHUNK_SIZE:
+        metadata.add_uint32("llama4.attention.chunk_size", chunk_size)
+
+    tuning = config.flag("attn_temperature_tuning", True)
+    length = config.integer("floor_scale", DEFAULT_FLOOR_SCALE)
+    scale = config.number("attn_scale", DEFAULT_ATTN_SCALE) if tuning else 0.0
+    if (length, scale) != (DEFAULT_FLOOR_SCALE, DEFAULT_ATTN_SCALE):
+        metadata.add_uint32("llama4.attention.temperature_length", length)
+        metadata.add_float32("llama4.attention.temperature_scale", scale)
+
+    qk_norm = config.flag("use_qk_norm", True)
+    if qk_norm != (n_expert != EXPERT_COUNT_WITHOUT_QK_NORM):
+        metadata.add_bool("llama4.attention.qk_norm", qk_norm)
+
+    rope_layers = _rope_layers(config, n_layer)
+    if rope_layers != _every_nth_without(NO_ROPE_INTERVAL, n_layer):
+        metadata.add_array("llama4.attention.no_rope_layers", rope_layers)
+    chunked_layers = _chunked_layers(config, rope_layers)
+    if chunked_layers != rope_layers:
+        metadata.add_array("llama4.attention.layer_chunked", chunked_layers)
+
+    own = list(metadata.kv_data[0])[n_keys:]
+    if not own:
+        return []
+    return [f"llama.cpp ignores {', '.join(own)}: its results with this file differ from q4run's"]
+
+
+def _every_nth_without(interval: int, n_layer: int) -> list[int]:
+    return [int((layer + 1) % interval != 0) for layer in range(n_layer)]
+
+
+def _rope_layers(config: Config, n_layer: int) -> list[int]:
+    """1 for each layer with RoPE, 0 for one without, as ``no_rope_layers`` (sic) has it."""
+    layers = config.items("no_rope_layers", int)
+    if layers is None:
+        interval = config.integer("no_rope_layer_interval", NO_ROPE_INTERVAL)
+        return _every_nth_without(interval, n_layer)
+    if len(layers) < n_layer:
+        raise FormatError(
+            f"{config.where}: no_rope_layers has {len(layers)} entries for {n_layer} layers"
+        )
+    return [int(layer != 0) for layer in layers[:n_layer]]
+
+
+def _chunked_layers(config: Config, rope_layers: list[int]) -> list[int]:
+    """1 for each layer whose attention is chunked, 0 for one that sees everything."""
+    kinds = config.items("layer_types", str)
+    if kinds is None:
+        return rope_layers
+    unknown = set(kinds) - {"chunked_attention", "full_attention"}
+    if unknown:
+        raise UnsupportedError(f"{config.where}: unknown layer_types: {sorted(unknown)[0][:60]}")
+    if len(kinds) != len(rope_layers):
+        raise FormatError(
+            f"{config.where}: layer_types has {len(kinds)} entries for {len(rope_layers)} layers"
+        )
+    return [int(kind == "chunked_attention") for kind in kinds]
+
+
+def _experts(
+    checkpoint: Checkpoint, sizes: Sizes, layer: int, base: str, n_expert: int, n_ff: int
+) -> Iterator[OutputTensor]:
+    """Router, routed experts and shared expert. The routed ones are stored input-major."""
+    n_embd = sizes.n_embd
+    yield router(checkpoint, layer, f"{base}.router.weight", n_expert, n_embd)
+    gate_up = checkpoint.claim(f"{base}.experts.gate_up_proj", (n_expert, n_embd, 2 * n_ff))
+    down = checkpoint.claim(f"{base}.experts.down_proj", (n_expert, n_ff, n_embd))
+    for name, shape, read in (
+        ("gate", (n_expert, n_ff, n_embd), columns_of(gate_up)),
+        ("up", (n_expert, n_ff, n_embd), columns_of(gate_up, first_column=n_ff)),
+        ("down", (n_expert, n_embd, n_ff), columns_of(down)),
+    ):
+        name = f"blk.{layer}.ffn_{name}_exps.weight"
+        yield OutputTensor(name, shape, Role.EXPERT, read, whole=True)
+    yield from dense_ffn(checkpoint, layer, f"{base}.shared_expert", n_embd, n_ff, suffix="_shexp")

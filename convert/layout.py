@@ -1,0 +1,129 @@
+"""How the output is laid out: which tensors go into which file, each file's header, exact sizes."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import gguf
+import numpy as np
+from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFValue, WriterState
+
+from q4run.convert.tensors import OutputTensor
+from q4run.errors import Error
+from q4run.kernels.formats import Format
+
+# A page: an expert's bytes can then be read around the page cache without a copy.
+ALIGNMENT = 4096
+MAX_PARTS = 2**16 - 1
+METADATA_PER_PART_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """An output tensor with its type; ``n_bytes`` is what it takes without padding."""
+
+    tensor: OutputTensor
+    fmt: Format
+
+    @property
+    def n_bytes(self) -> int:
+        tensor = self.tensor
+        return tensor.n_matrices * tensor.n_rows * self.fmt.row_bytes(tensor.n_cols)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file: its final path, all bytes before the first tensor's data, its tensors in order."""
+
+    path: Path
+    header: bytes
+    tensors: list[PlannedTensor]
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.header) + sum(padded(planned.n_bytes) for planned in self.tensors)
+
+
+def padded(n_bytes: int) -> int:
+    """``n_bytes`` rounded up to the alignment."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def lay_out(
+    out: Path,
+    metadata: gguf.GGUFWriter,
+    tensors: Sequence[PlannedTensor],
+    split_max_size: int | None,
+) -> list[Part]:
+    """The files to write: one, or several of at most ``split_max_size`` bytes.
+
+    A tensor is never divided, so that a part with one large tensor may exceed the size. Parts are
+    named and numbered as llama.cpp expects (``NAME-00001-of-00003.gguf``, keys ``split.*``).
+    Raises ``Error`` when there would be more parts than GGUF can number.
+    """
+    values = dict(metadata.kv_data[0])
+    if split_max_size is None:
+        groups = [list(tensors)]
+    else:
+        n_metadata = len(_header(metadata.arch, values, []))
+        groups = _divide(tensors, split_max_size, n_metadata)
+    if len(groups) == 1:
+        return [Part(out, _header(metadata.arch, values, groups[0]), groups[0])]
+    if len(groups) > MAX_PARTS:
+        raise Error(f"{len(groups)} parts are more than {MAX_PARTS}: raise --split-max-size")
+
+    stem = out.name.removesuffix(".gguf")
+    parts = []
+    for number, group in enumerate(groups):
+        path = out.with_name(SHARD_NAME_FORMAT.format(stem, number + 1, len(groups)))
+        own = (values if number == 0 else {}) | {
+            "split.no": GGUFValue(number, gguf.GGUFValueType.UINT16),
+            "split.count": GGUFValue(len(groups), gguf.GGUFValueType.UINT16),
+            "split.tensors.count": GGUFValue(len(tensors), gguf.GGUFValueType.INT32),
+        }
+        parts.append(Part(path, _header(metadata.arch, own, group), group))
+    return parts
+
+
+def _divide(
+    tensors: Sequence[PlannedTensor], max_size: int, n_metadata: int
+) -> list[list[PlannedTensor]]:
+    groups: list[list[PlannedTensor]] = [[]]
+    size = n_metadata
+    for planned in tensors:
+        # Name, four dimensions, type and offset take less than 100 bytes beside the name.
+        n_bytes = padded(planned.n_bytes) + 100 + len(planned.tensor.name)
+        if groups[-1] and size + n_bytes > max_size:
+            groups.append([])
+            size = METADATA_PER_PART_BYTES
+        groups[-1].append(planned)
+        size += n_bytes
+    return groups
+
+
+def _header(
+    architecture: str, values: dict[str, GGUFValue], tensors: Sequence[PlannedTensor]
+) -> bytes:
+    """All that stands before the tensor data, padded: magic, counts, metadata, tensor directory."""
+    writer = gguf.GGUFWriter(None, architecture)
+    writer.kv_data[0].update(values)
+    writer.add_custom_alignment(ALIGNMENT)
+    for planned in tensors:
+        writer.add_tensor_info(
+            planned.tensor.name,
+            planned.tensor.shape,
+            np.dtype(np.float32),
+            planned.n_bytes,
+            planned.fmt.ggml_type,
+        )
+    # The package writes to files that it opens itself; given one, it takes that.
+    buffer = io.BytesIO()
+    writer.fout = [cast(io.BufferedWriter, buffer)]
+    writer.state = WriterState.EMPTY
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    header = buffer.getvalue()
+    return header + bytes(padded(len(header)) - len(header))

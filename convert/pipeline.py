@@ -1,0 +1,130 @@
+"""The conversion from end to end: checkpoint -> plan -> types -> layout -> file."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import psutil
+
+from q4run.convert.checkpoint import Checkpoint
+from q4run.convert.families import plan_checkpoint
+from q4run.convert.layout import Part, PlannedTensor, lay_out
+from q4run.convert.recipe import check_type, choose_formats, file_type
+from q4run.convert.stream import check_memory, least_plan, plan_blocks
+from q4run.convert.summary import Summary, count_types
+from q4run.convert.vocabulary import add_vocabulary
+from q4run.convert.writer import Progress, check_targets, write_parts
+from q4run.memory import available_memory
+
+DEFAULT_RAM_SHARE = 4
+# What a tokenizer's file takes, per byte, while it is parsed and once it is GGUF keys (measured
+# on Llama 3's: 9 and 6).
+TOKENIZER_PEAK, TOKENIZER_HELD = 12, 8
+
+
+def convert(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    type: str,
+    expert_type: str | None = None,
+    max_ram: int | None = None,
+    split_max_size: int | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Converts a Hugging Face checkpoint folder to GGUF and tells what was done.
+
+    ``out`` is the file to write (default: NAME-TYPE.gguf in the current folder). ``type`` is for
+    the always-used matrices and, unless ``expert_type`` is given, for the routed experts; router,
+    norms and vectors are f32. ``max_ram`` bounds the memory of the whole process, in bytes
+    (default: what it holds now and a quarter of what is free). ``split_max_size`` in bytes makes
+    several files. ``dry_run`` plans and writes nothing. ``force`` replaces an existing output.
+    ``progress`` is called with (bytes written, bytes in all).
+
+    Raises subclasses of `q4run.Error`: ``FormatError`` for damaged input, ``UnsupportedError`` for
+    an unknown architecture, feature or type, ``BudgetError`` when ``max_ram`` is too little, and
+    ``Error`` for an output that cannot be written. Whatever is raised, no output is left behind.
+    """
+    started = time.monotonic()
+    source = Path(source)
+    check_type(type)
+    expert_type = check_type(expert_type or type)
+    if max_ram is None:
+        max_ram = _held_memory() + available_memory() // DEFAULT_RAM_SHARE
+
+    checkpoint = Checkpoint(source)
+    plan = plan_checkpoint(checkpoint)
+    formats, type_notes = choose_formats(plan.tensors, type, expert_type)
+    tensors = [
+        PlannedTensor(tensor, fmt) for tensor, fmt in zip(plan.tensors, formats, strict=True)
+    ]
+    if not dry_run:
+        _compile_codecs(tensors)
+        check_memory(max_ram, _held_memory() + _least_memory(source, tensors))
+    _add_general_keys(plan.metadata, checkpoint.name, file_type(plan.tensors, formats))
+    vocabulary_notes = add_vocabulary(plan.metadata, source, plan.config, plan.n_vocab)
+    parts = lay_out(
+        Path(out) if out is not None else _default_output(checkpoint, type, expert_type),
+        plan.metadata,
+        tensors,
+        split_max_size,
+    )
+    summary = Summary(
+        architecture=plan.metadata.arch,
+        outputs=[part.path for part in parts],
+        written=not dry_run,
+        counts=count_types(tensors),
+        size_before=checkpoint.n_bytes,
+        size_after=sum(part.n_bytes for part in parts),
+        seconds=0.0,
+        notes=[*plan.notes, *type_notes, *vocabulary_notes, *_split_notes(parts, split_max_size)],
+    )
+    if dry_run:
+        return summary
+
+    check_targets(parts, force=force)
+    write_parts(parts, plan_blocks(tensors, max_ram, _held_memory()), progress)
+    return replace(summary, seconds=time.monotonic() - started)
+
+
+def _held_memory() -> int:
+    """The resident memory of this process, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _least_memory(source: Path, tensors: Sequence[PlannedTensor]) -> int:
+    """What the conversion takes at least beyond what the process holds before it, in bytes."""
+    files = [source / "tokenizer.json", source / "tokenizer.model"]
+    tokenizer = max((path.stat().st_size for path in files if path.is_file()), default=0)
+    return max(TOKENIZER_PEAK * tokenizer, TOKENIZER_HELD * tokenizer + least_plan(tensors).n_bytes)
+
+
+def _add_general_keys(metadata: gguf.GGUFWriter, name: str, file_type: int) -> None:
+    metadata.add_type(gguf.GGUFType.MODEL)
+    metadata.add_name(name)
+    metadata.add_file_type(file_type)
+    metadata.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _split_notes(parts: Sequence[Part], max_size: int | None) -> list[str]:
+    n_larger = sum(part.n_bytes > max_size for part in parts) if max_size is not None else 0
+    if not n_larger:
+        return []
+    files = "1 file is" if n_larger == 1 else f"{n_larger} files are"
+    return [f"{files} larger than --split-max-size: a tensor is never divided"]
+
+
+def _default_output(checkpoint: Checkpoint, type_name: str, expert_type: str) -> Path:
+    types = type_name if expert_type == type_name else f"{type_name}-{expert_type}"
+    return Path(f"{checkpoint.name}-{types}.gguf")
+
+
+def _compile_codecs(tensors: Sequence[PlannedTensor]) -> None:
+    """Runs each codec once, so that the memory its compilation takes is counted as held."""
+    for fmt in {planned.fmt.name: planned.fmt for planned in tensors}.values():
+        fmt.quantize(np.zeros((1, fmt.block_size), np.float32))

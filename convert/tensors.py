@@ -1,0 +1,140 @@
+"""The tensors of the file to be written, and how each one's values come from the checkpoint.
+
+An output tensor is a stack of matrices: one, or one per expert. It is read as runs of rows of one
+matrix, so that no more than such a run is ever in memory. Values come in the type they are stored
+in (bfloat16, float16 or float32).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from q4run.convert.safetensors_file import StoredTensor
+
+BAND_BYTES = 4 * 2**20
+ReadRows = Callable[[int, int, int], np.ndarray]
+
+
+class Role(Enum):
+    """What a tensor does: the recipe chooses its type by this."""
+
+    NORM = "norm"
+    ROPE_FACTORS = "rope factors"
+    ROUTER = "router"
+    EMBEDDING = "token embedding"
+    OUTPUT = "output matrix"
+    MATRIX = "matrix"
+    EXPERT = "routed experts"
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of the GGUF.
+
+    ``shape`` is in numpy's order: (n,), (rows, columns) or (experts, rows, columns).
+    ``read(matrix, start, stop)`` gives rows ``start`` to ``stop`` of one matrix, as an array
+    (stop - start, columns). ``whole`` says that one read costs as much as reading the whole
+    matrix, because the checkpoint holds it transposed: few long runs are better than many short.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    read: ReadRows
+    whole: bool = False
+
+    @property
+    def n_matrices(self) -> int:
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
+    def n_rows(self) -> int:
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
+    @property
+    def n_cols(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def n_values(self) -> int:
+        return self.n_matrices * self.n_rows * self.n_cols
+
+
+def rows_of(tensor: StoredTensor, *, first_row: int = 0, rows_per_matrix: int = 0) -> ReadRows:
+    """Rows as the checkpoint holds them, from ``first_row`` of each matrix on.
+
+    ``rows_per_matrix`` is the checkpoint's count, needed where it holds a stack (experts, rows,
+    columns).
+    """
+    n_cols = tensor.shape[-1]
+
+    def read(matrix: int, start: int, stop: int) -> np.ndarray:
+        row = matrix * rows_per_matrix + first_row + start
+        return tensor.read(row * n_cols, (stop - start) * n_cols).reshape(stop - start, n_cols)
+
+    return read
+
+
+def stack_of(tensors: Sequence[StoredTensor]) -> ReadRows:
+    """A stack whose matrices are tensors of their own in the checkpoint."""
+    readers = [rows_of(tensor) for tensor in tensors]
+
+    def read(matrix: int, start: int, stop: int) -> np.ndarray:
+        return readers[matrix](0, start, stop)
+
+    return read
+
+
+def columns_of(tensor: StoredTensor, *, first_column: int = 0) -> ReadRows:
+    """Rows that are columns in the checkpoint's stack (experts, inputs, outputs).
+
+    The checkpoint is read in bands of whole rows, one after another, of which the wanted columns
+    are kept.
+    """
+    _, n_inputs, n_outputs = tensor.shape
+
+    def read(matrix: int, start: int, stop: int) -> np.ndarray:
+        band_rows = max(1, BAND_BYTES // (4 * n_outputs))
+        left, right = first_column + start, first_column + stop
+        rows = np.empty((stop - start, n_inputs), tensor.numpy_dtype)
+        # Moved as plain integers: numpy copies its own types faster than bfloat16.
+        bits = rows.view(f"u{rows.itemsize}")
+        for band_start in range(0, n_inputs, band_rows):
+            n_band = min(band_rows, n_inputs - band_start)
+            first = (matrix * n_inputs + band_start) * n_outputs
+            band = tensor.read(first, n_band * n_outputs).view(bits.dtype)
+            wanted = band.reshape(n_band, n_outputs)[:, left:right]
+            bits[:, band_start : band_start + n_band] = wanted.T
+        return rows
+
+    return read
+
+
+def rope_pairs_of(tensor: StoredTensor, head_dim: int) -> ReadRows:
+    """Rows of a query or key matrix, ordered for RoPE over adjacent pairs.
+
+    Hugging Face's Llama rotates value i of a head with value i + head_dim/2; GGUF's ``llama``
+    architecture rotates neighbours, so row 2i comes from row i and row 2i+1 from i + head_dim/2.
+    """
+    plain = rows_of(tensor)
+    half = head_dim // 2
+
+    def read(matrix: int, start: int, stop: int) -> np.ndarray:
+        first_head, end_head = start // head_dim, -(-stop // head_dim)
+        rows = plain(matrix, first_head * head_dim, end_head * head_dim)
+        heads = rows.reshape(end_head - first_head, 2, half, rows.shape[-1])
+        pairs = heads.swapaxes(1, 2).reshape(rows.shape)
+        return pairs[start - first_head * head_dim : stop - first_head * head_dim]
+
+    return read
+
+
+def values_of(values: np.ndarray) -> ReadRows:
+    """A short vector that was computed, not stored."""
+
+    def read(matrix: int, start: int, stop: int) -> np.ndarray:
+        return values.reshape(1, -1)[start:stop]
+
+    return read
