@@ -1,0 +1,266 @@
+"""The jinja2 environment of chat templates: what ``transformers`` offers them, safely.
+
+jinja2's sandbox keeps a template away from Python's insides. On top of that, what could fill the
+memory or never end is counted (``template_work``), and what cannot be counted and no chat template
+needs is not there: ``**``, methods and filters that pad, repeat or encode.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from functools import wraps
+from types import BuiltinMethodType, MethodType
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.filters import make_attrgetter
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, SecurityError
+
+from q4run.text.template_work import Metering, Work
+
+_STR_METHODS = """
+capitalize casefold count endswith find format format_map index isalnum isalpha isascii isdecimal
+isdigit islower isnumeric isspace istitle isupper join lower lstrip partition removeprefix
+removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip
+swapcase title upper
+"""
+_METHODS: dict[type, frozenset[str]] = {
+    str: frozenset(_STR_METHODS.split()),
+    dict: frozenset({"copy", "get", "items", "keys", "values"}),
+    list: frozenset({"copy", "count", "index"}),
+    tuple: frozenset({"count", "index"}),
+    int: frozenset(),
+    float: frozenset(),
+    bytes: frozenset(),
+}
+# Filters whose result is about as large as what they are given, and no larger.
+_LIST_FILTERS = """
+abs count d default dictsort first float int items last length list map max min reject rejectattr
+reverse select selectattr sort unique
+"""
+_TEXT_FILTERS = "capitalize e escape lower safe string title trim truncate upper"
+_WIDE_FIELD = re.compile(r"\d{4}|\*")
+_MAX_INDENT = 16
+
+
+class RefusedError(TemplateError):
+    """The template called ``raise_exception``."""
+
+
+class ChatEnvironment(ImmutableSandboxedEnvironment):
+    """Compiles and renders a chat template; set ``work`` before either. Not thread-safe."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, "jinja2.ext.loopcontrols"],
+            finalize=self._written,
+        )
+        self.work = Work()
+        del self.globals["lipsum"]
+        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        own: dict[str, Callable[..., Any]] = {
+            "format": lambda value, *args, **kwargs: self._percent(value, kwargs or args),
+            "indent": _indent(self.filters["indent"]),
+            "join": self._join_filter,
+            "replace": self._replace,
+            "tojson": _tojson,
+        }
+        lists = {name: self._counted(self.filters[name]) for name in _LIST_FILTERS.split()}
+        texts = {name: self.filters[name] for name in _TEXT_FILTERS.split()} | own
+        self.filters = lists | {
+            name: self._counted(function, as_text=name != "join")
+            for name, function in texts.items()
+        }
+
+    def compile_counted(self, source: str) -> Template:
+        """The template of this source, in which all work is counted."""
+        tree = self.parse(source)
+        Metering().visit(tree)
+        return self.from_string(tree)
+
+    # What a compiled template calls wherever the language itself does work: see Metering.
+
+    def tick(self) -> None:
+        self.work.step()
+
+    def rounds(self, iterable: Iterable[Any]) -> Iterator[Any]:
+        for item in iterable:
+            self.work.step()
+            yield item
+
+    def joined(self, *parts: Any) -> str:
+        return self._join("", parts)
+
+    def sized(self, value: Any) -> Any:
+        self.work.charge(self.work.size_of(value))
+        return value
+
+    def concat(self, parts: Iterable[str]) -> str:
+        return self._join("", parts)
+
+    # What jinja2 asks its environment about.
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        self.work.step()
+        if operator == "**":
+            raise SecurityError("the operator ** is not available")
+        if operator == "%" and isinstance(left, str):
+            return self._percent(left, right)
+        if operator == "+" and isinstance(left, str | list | tuple):
+            self.work.charge(self.work.size_of([left, right]))
+        if operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    self.work.charge(self.work.size_of(value) * max(times, 0))
+            if isinstance(left, int) and isinstance(right, int):
+                self.work.charge(left.bit_length() + right.bit_length())
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(__obj, MethodType) and __obj.__self__ is __self:
+            return __obj(*args)
+        __self.work.step()
+        text = __obj.__self__ if isinstance(__obj, BuiltinMethodType) else None
+        if isinstance(text, str) and __obj.__name__ == "replace":
+            result = __self._replace(text, *args, **kwargs)
+        elif isinstance(text, str) and __obj.__name__ == "join":
+            result = __self._join(text, *args, **kwargs)
+        else:
+            result = super().call(__context, __obj, *args, **kwargs)
+        return __self.sized(result)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        for kind, methods in _METHODS.items():
+            if isinstance(obj, kind):
+                return attr in methods
+        return super().is_safe_attribute(obj, attr, value)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise SecurityError(f"{attribute!r} of a {type(obj).__name__} is out of bounds")
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        if super().wrap_str_format(value) is None:
+            return None
+        template, by_mapping = value.__self__, value.__name__ == "format_map"
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            if by_mapping:
+                args, kwargs = (), dict(*args)
+            size = self.work.size_of([template, args, kwargs], as_text=True)
+            self.work.charge(len(template) + template.count("{") * size)
+            return _Formatter(self).vformat(template, args, kwargs)
+
+        return checked
+
+    # Where values are made from others.
+
+    def _written(self, value: Any) -> Any:
+        """Checks what stands between ``{{ }}`` before it becomes text."""
+        if not isinstance(value, str):
+            self.work.charge(self.work.size_of(value, as_text=True))
+        return value
+
+    def _counted(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
+        """A filter that counts as a step and charges its result, and its arguments as texts."""
+        first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.work.step()
+            if as_text:
+                self.work.charge(self.work.size_of([args[first:], kwargs], as_text=True))
+            return self.sized(function(*args, **kwargs))
+
+        return counted
+
+    def _join(self, separator: str, values: Iterable[Any]) -> str:
+        parts = list(values)
+        size = self.work.size_of(parts, as_text=True)
+        self.work.charge(size + len(separator) * len(parts))
+        return separator.join(map(str, parts))
+
+    def _join_filter(
+        self, values: Iterable[Any], d: str = "", attribute: str | int | None = None
+    ) -> str:
+        if attribute is not None:
+            values = map(make_attrgetter(self, attribute), values)
+        return self._join(str(d), values)
+
+    def _replace(self, text: Any, old: Any, new: Any, count: int = -1) -> str:
+        text, old, new = str(text), str(old), str(new)
+        found = text.count(old) if count < 0 else min(count, text.count(old))
+        self.work.charge(len(text) + found * len(new))
+        return text.replace(old, new, count)
+
+    def _percent(self, template: Any, values: Any) -> str:
+        template = str(template)
+        if _WIDE_FIELD.search(template, template.find("%") + 1):
+            raise SecurityError("a format with such wide fields is not available")
+        size = self.work.size_of([template, values], as_text=True)
+        self.work.charge(len(template) + template.count("%") * (size + 1000))
+        return template % values
+
+
+class _Formatter(SandboxedFormatter):
+    """``str.format`` with fields of sane width."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if _WIDE_FIELD.search(format_spec):
+            raise SecurityError("a format with such wide fields is not available")
+        return super().format_field(value, format_spec)
+
+
+class _Generation(Extension):
+    """``{% generation %}``: marks what to train on; for rendering it only encloses."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: Any) -> NoReturn:
+    raise RefusedError(str(message))
+
+
+def _strftime_now(template: str) -> str:
+    return datetime.now().strftime(template)
+
+
+def _indent(standard: Callable[..., str]) -> Callable[..., str]:
+    @wraps(standard)
+    def indent(value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+        _check_indent(width)
+        return standard(value, width, first, blank)
+
+    return indent
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as ``transformers`` writes it: no escapes for HTML, letters as they are."""
+    _check_indent(indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _check_indent(width: int | str | None) -> None:
+    if isinstance(width, str):
+        width = len(width)
+    if width is not None and width > _MAX_INDENT:
+        raise SecurityError(f"an indent of {width} is not available")
