@@ -1,0 +1,135 @@
+"""What a model needs in RAM, and how a budget is shared out: dense weights, KV, scratch, slots."""
+
+from dataclasses import dataclass
+
+from q4run.errors import BudgetError
+from q4run.experts.layout import ExpertLayout
+from q4run.gguf_file import GGUFFile
+from q4run.kernels.formats import find_format
+from q4run.kv_cache import cache_bytes
+from q4run.memory import available_memory, format_size, total_memory
+from q4run.models.config import ModelConfig
+
+# The interpreter, numba and LLVM, compiled kernels and thread stacks: not part of the budget.
+INTERPRETER_ALLOWANCE = 400_000_000
+# The tokenizer's Python and Rust objects, per vocabulary entry.
+_TOKENIZER_BYTES = 900
+_DEFAULT_SHARE = 0.75
+_BATCH_SIZES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+# A longer batch reads experts less often, but takes RAM that slots could have.
+_SCRATCH_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by purpose; ``budget`` is what they stay within, the allowance not counted."""
+
+    budget: int
+    dense: int
+    tokenizer: int
+    kv: int
+    scratch: int
+    slot_bytes: int
+    n_slots: int
+    n_experts: int
+    n_batch: int
+
+    @property
+    def slots(self) -> int:
+        return self.n_slots * self.slot_bytes
+
+    @property
+    def total(self) -> int:
+        return self.dense + self.tokenizer + self.kv + self.scratch + self.slots
+
+    @property
+    def all_resident(self) -> bool:
+        return self.n_slots == self.n_experts
+
+
+def plan_memory(
+    file: GGUFFile,
+    config: ModelConfig,
+    layout: ExpertLayout,
+    *,
+    ram_budget: int | None,
+    context: int,
+    kv_type: str,
+) -> MemoryPlan:
+    """Shares out ``ram_budget`` bytes (None: three quarters of what is free).
+
+    Raises BudgetError, with the least that works, if one expert at a time does not fit, and if
+    the machine has less RAM than what the plan comes to.
+    """
+    budget = ram_budget or int((available_memory() - INTERPRETER_ALLOWANCE) * _DEFAULT_SHARE)
+    dense = _dense_bytes(file, config)
+    tokenizer = config.n_vocab * _TOKENIZER_BYTES
+    kv = cache_bytes(config, context, kv_type)
+    fixed = dense + tokenizer + kv
+    least_slots = min(1, layout.n_experts)
+    least = fixed + _scratch_bytes(config, _BATCH_SIZES[-1]) + least_slots * layout.slot_bytes
+    if budget < least:
+        shrink = " or a shorter --context" if kv > least // 10 else ""
+        raise BudgetError(
+            f"{file.path.name} does not fit into {format_size(max(0, budget))}: it needs at least"
+            f" {format_size(_round_up(least))}; allow that with --ram-budget{shrink}"
+        )
+    n_batch = next(
+        size
+        for size in _BATCH_SIZES
+        if size == _BATCH_SIZES[-1]
+        or (
+            _scratch_bytes(config, size) <= _SCRATCH_SHARE * (budget - fixed)
+            and budget - fixed - _scratch_bytes(config, size) >= least_slots * layout.slot_bytes
+        )
+    )
+    scratch = _scratch_bytes(config, n_batch)
+    left = budget - fixed - scratch
+    n_slots = min(layout.n_experts, left // layout.slot_bytes) if layout.n_experts else 0
+    plan = MemoryPlan(
+        budget, dense, tokenizer, kv, scratch, layout.slot_bytes, n_slots, layout.n_experts, n_batch
+    )
+    if plan.total + INTERPRETER_ALLOWANCE > total_memory():
+        raise BudgetError(
+            f"{file.path.name} would take {format_size(plan.total)} of this budget, more than the"
+            f" {format_size(total_memory())} of RAM there are; lower --ram-budget"
+        )
+    return plan
+
+
+def _round_up(n_bytes: int) -> int:
+    """To three digits that are not below ``n_bytes``, so that what is printed works."""
+    unit = 10 ** max(0, len(str(n_bytes)) - 3)
+    return -(-n_bytes // unit) * unit
+
+
+def _dense_bytes(file: GGUFFile, config: ModelConfig) -> int:
+    """The tensors that stay in RAM: no experts, and the embedding only if it is the head too."""
+    total = 0
+    for name, tensor in file.tensors.items():
+        on_disk = name.endswith("_exps.weight") or (
+            name == "token_embd.weight" and not config.tied_embeddings
+        )
+        if on_disk or find_format(tensor.type) is None:
+            continue
+        # Vectors are held as float32 whatever their type.
+        total += max(tensor.n_bytes, 4 * tensor.n_elements if len(tensor.shape) == 1 else 0)
+    return total
+
+
+def _scratch_bytes(config: ModelConfig, n_batch: int) -> int:
+    """The most that a pass over ``n_batch`` tokens holds at one time, and one set of logits."""
+    attention_width = (config.n_head + config.n_head_kv) * 2 * config.head_dim
+    widest = 0
+    for layer in config.layers:
+        if layer.moe:
+            used = layer.moe.n_expert_used
+            feed_forward = 2 * max(layer.moe.n_ff, layer.moe.n_ff_shared)
+            # The experts' outputs, the input of the expert at work, the shared expert's output.
+            widest = max(widest, feed_forward + (used + 3) * config.n_embd + layer.moe.n_expert)
+        else:
+            widest = max(widest, 2 * layer.n_ff + 2 * config.n_embd)
+    floats = 3 * config.n_embd + max(attention_width, widest)
+    int8_copies = max(config.n_embd, config.n_head * config.head_dim, widest) * 5 // 4
+    logits_and_sampling = 4 * 4 * config.n_vocab
+    return n_batch * (4 * floats + int8_copies) + logits_and_sampling

@@ -1,0 +1,92 @@
+"""Where the experts lie on disk, and how one expert's three matrices lie in a slot of RAM."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from q4run.gguf_file import GGUFFile
+from q4run.kernels.formats import Format
+from q4run.models.config import ModelConfig, MoeConfig
+from q4run.weights import checked_tensor, format_of
+
+# Direct reads begin and end on these borders, in the file and in memory.
+ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class ExpertMatrix:
+    """One of a layer's three stacked tensors: expert e is at ``offset + e * n_bytes``."""
+
+    path: Path
+    fmt: Format
+    n_rows: int
+    row_bytes: int
+    offset: int
+    slot_offset: int  # where the aligned range that holds the matrix begins in a slot
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+    def begins(self, expert: int) -> int:
+        """The file offset of an expert's matrix."""
+        return self.offset + expert * self.n_bytes
+
+    def place(self, expert: int) -> int:
+        """Where in a slot the matrix begins: as far past an alignment border as in the file."""
+        return self.slot_offset + self.begins(expert) % ALIGNMENT
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """All layers with experts: gate, up and down matrices, and the slot that fits any expert."""
+
+    layers: Mapping[int, tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix]]
+    slot_bytes: int
+    n_experts: int  # over all layers
+    n_bytes: int  # of all experts
+
+
+def read_layout(file: GGUFFile, config: ModelConfig) -> ExpertLayout:
+    """Finds every expert; FormatError where a tensor's shape is not what the model says."""
+    layers = {}
+    slot_bytes = n_experts = n_bytes = 0
+    for i, layer in enumerate(config.layers):
+        if layer.moe is None:
+            continue
+        matrices, needed = _layer_matrices(file, i, config.n_embd, layer.moe)
+        layers[i] = matrices
+        slot_bytes = max(slot_bytes, needed)
+        n_experts += layer.moe.n_expert
+        n_bytes += layer.moe.n_expert * sum(matrix.n_bytes for matrix in matrices)
+    return ExpertLayout(layers, slot_bytes, n_experts, n_bytes)
+
+
+def _layer_matrices(
+    file: GGUFFile, i: int, n_embd: int, moe: MoeConfig
+) -> tuple[tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix], int]:
+    """A layer's matrices and the bytes of slot they take."""
+    matrices = []
+    slot_offset = 0
+    for name, n_rows, n_cols in (
+        ("gate", moe.n_ff, n_embd),
+        ("up", moe.n_ff, n_embd),
+        ("down", n_embd, moe.n_ff),
+    ):
+        shape = (moe.n_expert, n_rows, n_cols)
+        tensor = checked_tensor(file, f"blk.{i}.ffn_{name}_exps.weight", shape)
+        fmt = format_of(tensor)
+        matrix = ExpertMatrix(
+            tensor.path, fmt, n_rows, fmt.row_bytes(n_cols), tensor.offset, slot_offset
+        )
+        matrices.append(matrix)
+        slot_offset += _aligned_bytes(matrix)
+    gate, up, down = matrices
+    return (gate, up, down), slot_offset
+
+
+def _aligned_bytes(matrix: ExpertMatrix) -> int:
+    """Whole alignment units that hold any expert's matrix together with what precedes it."""
+    if matrix.offset % ALIGNMENT == 0 and matrix.n_bytes % ALIGNMENT == 0:
+        return matrix.n_bytes
+    return (matrix.n_bytes + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT

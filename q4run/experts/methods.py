@@ -1,0 +1,40 @@
+"""The ways to bring bytes from disk into RAM, by the names of ``--io``."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from q4run.errors import Error
+from q4run.experts.direct import Direct
+from q4run.experts.mapped import Mapped
+from q4run.experts.pread import Pread
+
+
+class ReadMethod(Protocol):
+    """Reads ranges of the model's files; called from several threads at once."""
+
+    alignment: int  # offsets, lengths and memory of every read must be multiples of it
+
+    def read(self, path: Path, offset: int, target: memoryview) -> None:
+        """Fills ``target`` from ``offset`` on, or up to the file's end where that comes first.
+
+        Raises OSError, and EOFError where the file has become shorter since it was opened.
+        """
+
+    def close(self) -> None:
+        """Lets go of the files."""
+
+
+METHODS: dict[str, Callable[[Iterable[Path]], ReadMethod]] = {
+    "pread": Pread,
+    "direct": Direct,
+    "mmap": Mapped,
+}
+
+
+def open_method(name: str, paths: Iterable[Path]) -> ReadMethod:
+    """The method called ``name``; ``auto`` is ``pread``. Raises Error for other names."""
+    method = METHODS.get("pread" if name == "auto" else name)
+    if method is None:
+        raise Error(f"there is no I/O method '{name}'; choose auto, {', '.join(METHODS)}")
+    return method(paths)

@@ -1,0 +1,96 @@
+"""From prompt to tokens: a session that remembers what its cache holds, and the loop over it."""
+
+import time
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from q4run.kv_cache import KVCache
+from q4run.sampling import Sampler
+from q4run.transformer import Transformer
+
+
+@dataclass
+class TokenCounters:
+    """Tokens run and the seconds they took: prompts in batches, decoding one by one."""
+
+    prompt_tokens: int = 0
+    prompt_s: float = 0.0
+    tokens: int = 0
+    decode_s: float = 0.0
+
+
+class Session:
+    """One sequence of tokens and its cache; a new prompt runs only where it differs."""
+
+    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
+        self.counters = TokenCounters()
+        self.tokens: list[int] = []
+        self._transformer = transformer
+        self._cache = cache
+
+    @property
+    def context(self) -> int:
+        """How many tokens there is room for."""
+        return self._cache.context
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._cache.rewind(0)
+        self.tokens = []
+
+    def feed(self, ids: Sequence[int], *, all_logits: bool = False) -> np.ndarray:
+        """Makes ``ids`` the session's tokens; returns the logits after the last (or after all).
+
+        What the cache already holds of them is kept, but with ``all_logits`` all of them run.
+        """
+        kept = 0 if all_logits else _common_prefix(self.tokens, ids)
+        self._cache.rewind(max(0, min(kept, len(ids) - 1)))
+        begin = self._cache.length
+        started = time.perf_counter()
+        try:
+            logits = self._transformer.forward(ids[begin:], self._cache, all_logits=all_logits)
+        finally:
+            self.tokens = list(ids[: self._cache.length])
+        self.counters.prompt_tokens += len(ids) - begin
+        self.counters.prompt_s += time.perf_counter() - started
+        return logits
+
+    def step(self, token: int) -> np.ndarray:
+        """Appends one token; returns the logits after it."""
+        started = time.perf_counter()
+        try:
+            logits = self._transformer.forward([token], self._cache)
+        finally:
+            # Ctrl-C may come after the cache took the token.
+            self.tokens += [token][: self._cache.length - len(self.tokens)]
+        self.counters.tokens += 1
+        self.counters.decode_s += time.perf_counter() - started
+        return logits
+
+    def generate(
+        self, ids: Sequence[int], sampler: Sampler, stop_ids: Set[int], max_tokens: int
+    ) -> Iterator[int]:
+        """Continues ``ids``: yields tokens until a stop token (yielded too), ``max_tokens`` or the
+        end of the context.
+
+        The last token that was yielded is in the session's tokens only once the next was asked for.
+        """
+        if max_tokens <= 0:
+            return
+        logits = self.feed(ids)
+        for count in range(1, max_tokens + 1):
+            token = sampler.sample(logits, self.tokens)
+            yield token
+            if token in stop_ids or count == max_tokens or len(self.tokens) == self.context:
+                return
+            logits = self.step(token)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))

@@ -1,0 +1,258 @@
+"""The Python interface: a model that is loaded, asked and closed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numba
+import numpy as np
+import psutil
+
+from q4run.budget import MemoryPlan, plan_memory
+from q4run.errors import Error
+from q4run.experts.layout import read_layout
+from q4run.experts.methods import METHODS, open_method
+from q4run.experts.store import ExpertStore
+from q4run.generate import Session
+from q4run.gguf_file import open_gguf
+from q4run.kernels.formats import find_format
+from q4run.kernels.warmup import warm_up
+from q4run.kv_cache import KV_TYPES, KVCache
+from q4run.memory import parse_size, peak_rss, total_memory
+from q4run.models import read_config
+from q4run.models.config import ModelConfig
+from q4run.sampling import Sampler, SamplingParameters
+from q4run.text.chat_template import ChatTemplate, load_chat_template
+from q4run.text.stream import TextStream
+from q4run.text.tokenizer import Tokenizer, load_tokenizer
+from q4run.transformer import Transformer
+
+# Hears of a stage of loading ("compiling kernels", "reading weights") and its steps done, in all.
+Progress = Callable[[str, int, int], None]
+
+DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a model has done since it was loaded; subtract two to see what happened between.
+
+    Sizes in bytes, times in seconds. ``wait_s`` is time that the computation stood still for the
+    disk, ``read_s`` adds up over the reader threads. Fields can also be read as ``stats["hits"]``.
+    """
+
+    tokens: int
+    decode_s: float
+    prompt_tokens: int
+    prompt_s: float
+    hits: int
+    misses: int
+    bytes_read: int
+    read_s: float
+    wait_s: float
+    load_s: float
+    peak_rss: int
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def __sub__(self, earlier: Stats) -> Stats:
+        counted = {
+            name: value - earlier[name]
+            for name, value in asdict(self).items()
+            if name not in ("load_s", "peak_rss")
+        }
+        return replace(self, **counted)
+
+    @property
+    def hit_rate(self) -> float | None:
+        """The share of wanted experts that were in RAM; None where none was wanted."""
+        wanted = self.hits + self.misses
+        return self.hits / wanted if wanted else None
+
+
+def load(
+    path: str | os.PathLike[str],
+    ram_budget: str | int | None = None,
+    threads: int | None = None,
+    io: str = "auto",
+    context: int | None = None,
+    kv_type: str = "f16",
+    progress: Progress | None = None,
+) -> Model:
+    """Opens a GGUF model for use; close it, or use it as a context manager.
+
+    ram_budget: bytes, or ``"6GiB"``, ``"500M"``, or ``"50%"`` of this machine's RAM; None takes a
+    share of what is free. It bounds all that the process holds beyond the fixed allowance for the
+    interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core.
+    context: None is 4096 tokens, or what the model was trained on where that is less.
+    kv_type: ``f16`` or ``f32``. Raises ``q4run.Error`` and its kinds.
+    """
+    if kv_type not in KV_TYPES:
+        raise Error(f"there is no KV type '{kv_type}'; choose {' or '.join(KV_TYPES)}")
+    if context is not None and context < 1:
+        raise Error(f"a context of {context} tokens holds nothing: give at least 1")
+    if isinstance(ram_budget, str):
+        ram_budget = parse_size(ram_budget, total_memory())
+    elif ram_budget is not None and ram_budget <= 0:
+        raise Error(f"a RAM budget of {ram_budget} bytes is nothing: give at least 1M")
+    threads = choose_threads(threads)
+    started = time.perf_counter()
+    file = open_gguf(path)
+    config = read_config(file)
+    if context is None:
+        context = min(DEFAULT_CONTEXT, config.context_length)
+    layout = read_layout(file, config)
+    plan = plan_memory(
+        file, config, layout, ram_budget=ram_budget, context=context, kv_type=kv_type
+    )
+    tokenizer = load_tokenizer(file.metadata)
+    if tokenizer.n_vocab > config.n_vocab:
+        raise Error(
+            f"{file.path}: the tokenizer has {tokenizer.n_vocab} tokens, but the model"
+            f" {config.n_vocab} embeddings; the file was not converted properly"
+        )
+    template = load_chat_template(file.metadata, tokenizer)
+    formats = {find_format(tensor.type) for tensor in file.tensors.values()} - {None}
+    in_order = sorted((fmt for fmt in formats if fmt), key=lambda fmt: fmt.name)
+    warm_up(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
+    method = open_method(io, file.parts)
+    store = ExpertStore(layout, plan.n_slots, method)
+    try:
+        transformer = Transformer(
+            file, config, store, plan.n_batch, threads, _stage(progress, "reading weights")
+        )
+    except BaseException:
+        store.close()
+        raise
+    session = Session(transformer, KVCache(config, context, kv_type))
+    model = Model(file.path, config, plan, transformer, store, session, tokenizer, template)
+    model.threads = threads
+    model.io = next(name for name, kind in METHODS.items() if kind is type(method))
+    model.load_s = time.perf_counter() - started
+    return model
+
+
+def choose_threads(threads: int | None) -> int:
+    """How many threads compute: what was asked for, or one per physical core of this process."""
+    most = numba.config.NUMBA_NUM_THREADS
+    if threads is None:
+        physical = psutil.cpu_count(logical=False) or most
+        threads = min(physical, most)
+    if not 1 <= threads <= most:
+        raise Error(f"{threads} threads cannot be had: this machine gives 1 to {most}")
+    return threads
+
+
+def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(name, done, total)
+
+
+class Model:
+    """A loaded model; made by ``load``."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        plan: MemoryPlan,
+        transformer: Transformer,
+        store: ExpertStore,
+        session: Session,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.plan = plan
+        self.session = session
+        self.tokenizer = tokenizer
+        self.template = template
+        self.threads = 0
+        self.io = ""
+        self.load_s = 0.0
+        self._transformer = transformer
+        self._store = store
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the reader threads and lets go of the file."""
+        self._store.close()
+        self._transformer.close()
+
+    def tokenize(
+        self, text: str, *, add_bos: bool | None = None, special: bool = False
+    ) -> list[int]:
+        """Token ids of ``text``; add_bos None does as the file says; ``special`` reads control
+        tokens written out in the text as such."""
+        return self.tokenizer.encode(text, add_bos=add_bos, special=special)
+
+    def detokenize(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of ``ids``; control tokens only with ``special``."""
+        return self.tokenizer.decode(ids, special=special)
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """float32 (len(ids), n_vocab), from an empty context.
+
+        The array is the caller's: it is not part of the RAM budget.
+        """
+        self.session.clear()
+        return self.session.feed(ids, all_logits=True)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Continues a text (tokenised as it stands, without a chat template) or token ids.
+
+        Yields text as it comes, whole characters only; stops at an end-of-generation token, after
+        ``max_tokens`` or at the end of the context. The common beginning of successive prompts is
+        run only once.
+        """
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        parameters = SamplingParameters(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        stream = TextStream(self.tokenizer)
+        stop_ids = self.tokenizer.stop_ids
+        for token in self.session.generate(ids, Sampler(parameters), stop_ids, max_tokens):
+            if token not in stop_ids and (piece := stream.push(token)):
+                yield piece
+        if rest := stream.flush():
+            yield rest
+
+    @property
+    def stats(self) -> Stats:
+        """The counters as of now."""
+        tokens, experts = self.session.counters, self._store.counters
+        return Stats(**asdict(tokens), **asdict(experts), load_s=self.load_s, peak_rss=peak_rss())

@@ -1,0 +1,121 @@
+"""The decoder: embedding, layers, head; tokens in, logits out."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numba
+import numpy as np
+
+from q4run.errors import Error, FormatError, UnsupportedError
+from q4run.experts.store import ExpertStore
+from q4run.gguf_file import GGUFFile
+from q4run.interrupts import safe_points
+from q4run.kv_cache import KVCache
+from q4run.layers import Layer, Norm, RotaryEmbedding
+from q4run.models.config import ModelConfig
+from q4run.weights import EmbeddingTable, load_matrix, load_vector
+
+# What the layers read, whatever the family; a file that holds more would run wrongly.
+_KNOWN_TENSOR = re.compile(
+    r"(token_embd|output_norm|output|rope_freqs"
+    r"|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_norm|ffn_gate_inp"
+    r"|ffn_(gate|up|down)(_exps|_shexp)?))\.weight"
+)
+
+
+class Transformer:
+    """The weights that stay in RAM, and the pass over them."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        config: ModelConfig,
+        store: ExpertStore,
+        n_batch: int,
+        threads: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Reads everything but the experts; ``progress`` hears of (layers done, layers in all).
+
+        Raises UnsupportedError where the file has tensors that no layer would use.
+        """
+        _check_all_known(file)
+        self.config = config
+        self._n_batch = n_batch
+        self._threads = threads
+        self._embedding = EmbeddingTable(file, config.n_vocab, config.n_embd)
+        self._rotary = RotaryEmbedding(config, _rope_factors(file, config))
+        self._layers = []
+        for i, layer in enumerate(config.layers):
+            self._layers.append(Layer(file, i, config, layer, store))
+            if progress:
+                progress(i + 1, len(config.layers))
+        self._output_norm = Norm(file, "output_norm.weight", config)
+        output = "token_embd.weight" if config.tied_embeddings else "output.weight"
+        self._output = load_matrix(file, output, config.n_vocab, config.n_embd)
+
+    def forward(
+        self, ids: Sequence[int], cache: KVCache, *, all_logits: bool = False
+    ) -> np.ndarray:
+        """Runs tokens after those in the cache, in batches; the cache then holds them too.
+
+        Returns float32 logits: (n_vocab,) of the last token or, with ``all_logits``,
+        (len(ids), n_vocab). After Ctrl-C the cache holds the batches that were complete.
+        Raises Error if the context is too short or an id is not in the vocabulary.
+        """
+        if not ids:
+            raise Error("there are no tokens to run: the prompt is empty")
+        if cache.length + len(ids) > cache.context:
+            raise Error(
+                f"{cache.length + len(ids)} tokens do not fit into a context of {cache.context};"
+                " ask for a larger one with --context"
+            )
+        outside = [token for token in ids if not 0 <= token < self.config.n_vocab]
+        if outside:
+            raise Error(f"token {outside[0]} is not in the vocabulary of {self.config.n_vocab}")
+        logits = []
+        done = 0
+        numba.set_num_threads(self._threads)  # numba keeps this number per calling thread
+        with safe_points() as check_interrupt:
+            while done < len(ids):
+                n_tokens = cache.begin(min(self._n_batch, len(ids) - done))
+                x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
+                cache.commit(n_tokens)
+                done += n_tokens
+                if all_logits:
+                    logits.append(self._output(self._output_norm(x)))
+        if all_logits:
+            return np.concatenate(logits)
+        return self._output(self._output_norm(x[-1:]))[0]
+
+    def _run_layers(
+        self, ids: Sequence[int], cache: KVCache, check_interrupt: Callable[[], None]
+    ) -> np.ndarray:
+        x = self._embedding.rows(ids)
+        rotation = self._rotary(cache.length, len(ids))
+        for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
+            check_interrupt()
+            layer(x, layer_cache, rotation)
+        return x
+
+    def close(self) -> None:
+        self._embedding.close()
+
+
+def _check_all_known(file: GGUFFile) -> None:
+    unknown = [name for name in file.tensors if not _KNOWN_TENSOR.fullmatch(name)]
+    if unknown:
+        raise UnsupportedError(
+            f"{file.path}: q4run does not know what to do with the tensor {unknown[0]} in a"
+            f" {file.architecture} model ({len(unknown)} such tensors)"
+        )
+
+
+def _rope_factors(file: GGUFFile, config: ModelConfig) -> np.ndarray | None:
+    """What each RoPE frequency is divided by (rope_freqs), where the file has it."""
+    if "rope_freqs.weight" not in file.tensors:
+        return None
+    factors = load_vector(file, "rope_freqs.weight", config.rope_dim // 2).astype(np.float64)
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise FormatError(f"{file.path}: rope_freqs holds factors that are not positive numbers")
+    return factors

@@ -1,0 +1,427 @@
+"""The KV cache: what each layer keeps, and that rewinding and going on equals a fresh run."""
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from q4run.bench.synthetic import Geometry, write_model
+from q4run.errors import Error
+from q4run.experts.layout import read_layout
+from q4run.experts.methods import open_method
+from q4run.experts.store import ExpertStore
+from q4run.generate import Session
+from q4run.gguf_file import open_gguf
+from q4run.kv_cache import KV_TYPES, KVCache, LayerCache, cache_bytes, layer_capacity
+from q4run.models import read_config
+from q4run.models.config import AttentionConfig, LayerConfig, ModelConfig
+from q4run.transformer import Transformer
+
+N_HEAD_KV, HEAD_DIM = 2, 12
+
+
+def made_up_config(chunk_sizes: Sequence[int | None]) -> ModelConfig:
+    """A decoder with one layer per entry; None: the layer sees everything."""
+    layers = [LayerConfig(AttentionConfig(rope=True, chunk_size=size)) for size in chunk_sizes]
+    return ModelConfig(
+        architecture="llama4",
+        n_vocab=8,
+        n_embd=24,
+        n_head=4,
+        n_head_kv=N_HEAD_KV,
+        head_dim=HEAD_DIM,
+        rope_dim=12,
+        rope_theta=10000.0,
+        rms_norm_eps=1e-5,
+        context_length=64,
+        tied_embeddings=False,
+        layers=tuple(layers),
+    )
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_chunked_layers_store_one_chunk(kv_type):
+    config = made_up_config([8, None, 100])
+    cache = KVCache(config, 30, kv_type)
+    assert [layer.keys.shape for layer in cache.layers] == [(2, 8, 16), (2, 30, 16), (2, 30, 16)]
+    assert [layer_capacity(layer, 30) for layer in config.layers] == [8, 30, 30]
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert cache_bytes(config, 30, kv_type) == held
+
+
+def test_f16_takes_half_of_f32():
+    config = made_up_config([8, None])
+    assert 2 * cache_bytes(config, 64, "f16") == cache_bytes(config, 64, "f32")
+
+
+@pytest.mark.parametrize("sizes", [[8], [8, None], [6, 4], [8, 12, None], [1, 3], [None]])
+@pytest.mark.parametrize("wanted", [1, 5, 64])
+def test_a_pass_never_crosses_a_border(sizes, wanted):
+    cache = KVCache(made_up_config(sizes), 200, "f32")
+    while cache.length < 100:
+        n_tokens = cache.begin(min(wanted, 100 - cache.length))
+        assert 1 <= n_tokens <= wanted
+        for size in filter(None, sizes):
+            assert cache.length // size == (cache.length + n_tokens - 1) // size
+        if sizes == [None]:
+            assert n_tokens == min(wanted, 100 - cache.length)
+        cache.commit(n_tokens)
+    assert cache.length == 100
+
+
+def test_append_says_how_many_keys_the_first_token_sees():
+    chunked = LayerCache(*_config_and_layer(8), 64, "f32")
+    full = LayerCache(*_config_and_layer(None), 64, "f32")
+    rows = np.ones((2, N_HEAD_KV, HEAD_DIM), np.float32)
+    for position, in_chunk in ((0, 1), (6, 7), (8, 1), (13, 6), (62, 7)):
+        assert chunked.append(rows, rows, position) == in_chunk
+        assert full.append(rows, rows, position) == position + 1
+
+
+def _config_and_layer(chunk_size: int | None) -> tuple[ModelConfig, LayerConfig]:
+    config = made_up_config([chunk_size])
+    return config, config.layers[0]
+
+
+# What the caches hold, through everything that can happen to a conversation.
+
+
+@dataclass
+class Conversation:
+    """Runs passes of tokens whose keys tell token and position, and checks all that is seen."""
+
+    config: ModelConfig
+    cache: KVCache
+    tokens: list[int] = field(default_factory=list)
+    next_token: int = 1
+
+    def run(self, n_tokens: int, n_batch: int) -> None:
+        """New tokens, each unlike any other, in passes of at most ``n_batch``."""
+        n_tokens = min(n_tokens, self.cache.context - self.cache.length)
+        while n_tokens:
+            count = self._begin(min(n_tokens, n_batch))
+            for layer in range(len(self.cache.layers)):
+                self._append(layer, count)
+            self.cache.commit(count)
+            n_tokens -= count
+
+    def interrupted_run(self, n_tokens: int, n_layers_done: int) -> None:
+        """A pass that only the first layers have taken in."""
+        n_tokens = min(n_tokens, self.cache.context - self.cache.length)
+        if n_tokens:
+            count = self._begin(n_tokens)
+            for layer in range(n_layers_done):
+                self._append(layer, count)
+
+    def rewind(self, length: int) -> None:
+        wanted = min(length, self.cache.length)
+        self.cache.rewind(length)
+        assert 0 <= self.cache.length <= wanted
+        self.tokens = self.tokens[: self.cache.length]
+
+    def _begin(self, n_tokens: int) -> int:
+        count = self.cache.begin(n_tokens)
+        self.tokens = self.tokens[: self.cache.length]
+        self.tokens += range(self.next_token, self.next_token + count)
+        self.next_token += count
+        return count
+
+    def _append(self, i: int, count: int) -> None:
+        """Adds the newest tokens to a layer, then checks every key that they see."""
+        begin = self.cache.length
+        keys = self._rows(range(begin, begin + count))
+        n_seen = self.cache.layers[i].append(keys, -keys, begin)
+        chunk_size = self.config.layers[i].attention.chunk_size
+        first_seen = begin // chunk_size * chunk_size if chunk_size else 0
+        assert n_seen == begin - first_seen + 1
+        expected = self._rows(range(first_seen, begin + count)).transpose(1, 0, 2)
+        n_held = n_seen + count - 1
+        layer = self.cache.layers[i]
+        np.testing.assert_array_equal(layer.keys[:, :n_held, :HEAD_DIM], expected)
+        np.testing.assert_array_equal(layer.values[:, :n_held, :HEAD_DIM], -expected)
+
+    def _rows(self, positions: Sequence[int]) -> np.ndarray:
+        rows = np.empty((len(positions), N_HEAD_KV, HEAD_DIM), np.float32)
+        for row, position in zip(rows, positions, strict=True):
+            row[:] = 1000 * position + self.tokens[position] + np.arange(HEAD_DIM) / 16
+            row[1] += 0.5
+        return rows
+
+
+def conversation(chunk_sizes: Sequence[int | None], context: int = 60) -> Conversation:
+    config = made_up_config(chunk_sizes)
+    return Conversation(config, KVCache(config, context, "f32"))
+
+
+SIZES = [(8,), (8, None), (6, 4, None), (8, 12), (1, 5), (100, None), (None,)]
+
+
+@pytest.mark.parametrize("chunk_sizes", SIZES)
+@pytest.mark.parametrize("seed", range(3))
+def test_random_conversations_see_what_was_said(chunk_sizes, seed):
+    rng = np.random.default_rng([seed, *(size or 0 for size in chunk_sizes)])
+    talk = conversation(chunk_sizes)
+    for _ in range(150):
+        kind = rng.integers(4)
+        if kind == 0:
+            talk.rewind(int(rng.integers(0, talk.cache.length + 2)))
+        elif kind == 1:
+            n_layers_done = int(rng.integers(0, len(chunk_sizes) + 1))
+            talk.interrupted_run(int(rng.integers(1, 12)), n_layers_done)
+        else:
+            talk.run(int(rng.integers(1, 20)), int(rng.integers(1, 12)))
+
+
+def test_rewinding_within_the_last_chunk_loses_nothing():
+    talk = conversation([8, None])
+    talk.run(21, 64)
+    talk.rewind(18)
+    assert talk.cache.length == 18
+    talk.run(3, 64)
+
+
+def test_rewinding_to_an_earlier_chunk_goes_to_its_border():
+    talk = conversation([8, None])
+    talk.run(21, 64)
+    talk.rewind(13)
+    assert talk.cache.length == 8
+    talk.run(10, 64)
+
+
+def test_rewinding_to_a_border_loses_nothing():
+    talk = conversation([8, None])
+    talk.run(21, 64)
+    talk.rewind(16)
+    assert talk.cache.length == 16
+
+
+@pytest.mark.parametrize(("first", "second", "kept"), [(16, 12, 8), (12, 4, 0), (18, 17, 17)])
+def test_a_second_rewind_remembers_what_was_overwritten(first, second, kept):
+    """Positions 16 to 19 took the places of 8 to 11, however far the first rewind went."""
+    talk = conversation([8, None])
+    talk.run(20, 64)
+    talk.rewind(first)
+    talk.rewind(second)
+    assert talk.cache.length == kept
+    talk.run(10, 3)
+
+
+def test_an_interrupted_pass_may_have_begun_the_next_chunk():
+    talk = conversation([8, 8, None])
+    talk.run(16, 64)
+    talk.interrupted_run(4, 1)  # one of two chunked layers is in chunk 2 now
+    talk.rewind(14)
+    assert talk.cache.length == 8
+    talk.run(10, 64)
+
+
+def test_a_whole_last_chunk_can_be_rewound():
+    talk = conversation([8, None])
+    talk.run(16, 64)
+    talk.rewind(11)
+    assert talk.cache.length == 11
+    talk.run(7, 2)
+
+
+def test_several_chunk_sizes_find_a_border_that_suits_all():
+    talk = conversation([8, 12])
+    talk.run(30, 64)  # chunks begin at 24 and 24
+    talk.rewind(22)  # 8: back to 16, which for 12 means 12, which for 8 means 8, and so on
+    assert talk.cache.length == 0
+    talk.run(30, 64)
+
+
+def test_without_chunks_any_length_can_be_kept():
+    talk = conversation([None, None])
+    talk.run(50, 64)
+    for length in (49, 23, 23, 60, 1, 0):
+        before = talk.cache.length
+        talk.rewind(length)
+        assert talk.cache.length == min(before, length)
+
+
+# The same through a whole model: bits of a fresh run, whatever came before.
+
+N_VOCAB = 300
+GEOMETRY = Geometry(
+    n_layers=5, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=64, n_expert=4, n_vocab=N_VOCAB
+)
+
+
+class Model:
+    """A random Llama 4 whose chunks are short, with two expert slots for sixteen experts."""
+
+    def __init__(self, folder, chunk_sizes: Sequence[int | None], kv_type: str) -> None:
+        path = folder / "model.gguf"
+        write_model(path, GEOMETRY, "q8_0")
+        file = open_gguf(path)
+        config = read_config(file)
+        layers = [
+            dataclasses.replace(
+                layer, attention=dataclasses.replace(layer.attention, chunk_size=size)
+            )
+            for layer, size in zip(config.layers, chunk_sizes, strict=True)
+        ]
+        self.config = dataclasses.replace(config, layers=tuple(layers))
+        method = open_method("pread", file.parts)
+        self.store = ExpertStore(read_layout(file, self.config), 2, method)
+        self.transformer = Transformer(file, self.config, self.store, n_batch=7, threads=1)
+        self.kv_type = kv_type
+
+    def session(self) -> Session:
+        return Session(self.transformer, KVCache(self.config, 64, self.kv_type))
+
+    def close(self) -> None:
+        self.store.close()
+        self.transformer.close()
+
+
+@pytest.fixture(scope="module", params=[(8, 8, 8, None, 8), (8, 12, None, None, 5)])
+def model(request, tmp_path_factory) -> Iterator[Model]:
+    made = Model(tmp_path_factory.mktemp("model"), request.param, "f32")
+    yield made
+    made.close()
+
+
+class Interruption:
+    """Stands in for a transformer's layers: before one of the next calls something happens."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._layers = model.transformer._layers
+
+    def after(self, n_calls: int, event: Callable[[], None]) -> None:
+        left = n_calls
+
+        def watched(layer: Callable) -> Callable:
+            def call(*arguments: object) -> None:
+                nonlocal left
+                if left == 0:
+                    event()
+                left -= 1
+                layer(*arguments)
+
+            return call
+
+        self._model.transformer._layers = [watched(layer) for layer in self._layers]
+
+    def stop(self) -> None:
+        self._model.transformer._layers = self._layers
+
+
+def fail() -> None:
+    raise Error("the disk is gone")
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def interruption(model) -> Iterator[Interruption]:
+    made = Interruption(model)
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("event", [fail, press_ctrl_c])
+def test_random_sessions_give_the_bits_of_fresh_ones(model, interruption, event):
+    """Prompts that share beginnings, steps, interrupted passes, in any order."""
+    rng = np.random.default_rng(4)
+    session = model.session()
+    n_interrupted = 0
+    for _ in range(40):
+        kept = session.tokens[: rng.integers(0, len(session.tokens) + 1)]
+        ids = [*kept, *rng.integers(0, N_VOCAB, rng.integers(1, 20)).tolist()][:50]
+        if rng.random() < 0.4:
+            interruption.after(int(rng.integers(0, 25)), event)
+            try:
+                session.feed(ids)
+            except (Error, KeyboardInterrupt):
+                n_interrupted += 1
+            interruption.stop()
+            assert session.tokens == ids[: len(session.tokens)]
+            continue
+        logits = session.feed(ids)
+        np.testing.assert_array_equal(logits, model.session().feed(ids))
+        assert session.tokens == ids
+        for _ in range(rng.integers(0, 5)):
+            logits = session.step(int(rng.integers(0, N_VOCAB)))
+        np.testing.assert_array_equal(logits, model.session().feed(session.tokens))
+    assert n_interrupted > 3
+
+
+def test_after_ctrl_c_the_cache_holds_the_complete_batches(model, interruption):
+    """A batch is 7 tokens here, or fewer at the border of a chunk, through 5 layers."""
+    session = model.session()
+    first_batch = min(7, *(layer.attention.chunk_size or 7 for layer in model.config.layers))
+    interruption.after(5 + 2, press_ctrl_c)  # in the third layer of the second batch
+    ids = list(range(40))
+    with pytest.raises(KeyboardInterrupt):
+        session.feed(ids)
+    interruption.stop()
+    assert session.tokens == ids[:first_batch]
+    np.testing.assert_array_equal(session.feed(ids), model.session().feed(ids))
+
+
+def test_ctrl_c_in_the_last_layer_of_a_step_leaves_a_usable_session(model, interruption):
+    session = model.session()
+    session.feed([1, 2, 3])
+    interruption.after(4, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        session.step(4)
+    interruption.stop()
+    assert session.tokens == [1, 2, 3, 4]  # the step was complete
+    for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 9, 5]):
+        np.testing.assert_array_equal(session.feed(ids), model.session().feed(ids))
+
+
+def test_tokens_in_batches_equal_tokens_one_by_one(model):
+    ids = np.random.default_rng(5).integers(0, N_VOCAB, 30).tolist()
+    together = model.session().feed(ids, all_logits=True)
+    assert together.shape == (30, N_VOCAB)
+    session = model.session()
+    for position, token in enumerate(ids):
+        np.testing.assert_array_equal(session.step(token), together[position])
+
+
+def test_what_the_cache_holds_is_not_run_again(model):
+    session = model.session()
+    session.feed(list(range(20, 40)))
+    assert session.counters.prompt_tokens == 20
+    session.feed([*range(20, 40), 5, 6, 7])
+    assert session.counters.prompt_tokens == 23
+    session.feed([*range(20, 40), 5, 6, 7])  # the last token's logits are not kept
+    assert session.counters.prompt_tokens == 24
+
+
+def test_a_prompt_of_nothing_is_an_error_that_spoils_nothing(model):
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    session = model.session()
+    expected = session.feed(ids)
+    for _ in range(2):
+        with pytest.raises(Error, match="the prompt is empty"):
+            session.feed([])
+        assert session.tokens == []
+    np.testing.assert_array_equal(session.feed(ids), expected)
+
+
+def test_too_many_tokens_are_an_error_that_spoils_nothing(model):
+    session = model.session()
+    session.feed([1] * 10)
+    with pytest.raises(Error, match=r"70 tokens do not fit into a context of 64; .*--context"):
+        session.feed([1] * 70)
+    with pytest.raises(Error, match=f"token {N_VOCAB} is not in the vocabulary of {N_VOCAB}"):
+        session.feed([1, 2, N_VOCAB])
+    with pytest.raises(Error, match="token -1 is not in the vocabulary"):
+        session.feed([1, 2, -1])
+    expected = model.session().feed([1] * 64)
+    np.testing.assert_array_equal(session.feed([1] * 64), expected)
+    with pytest.raises(Error, match="65 tokens do not fit"):
+        session.step(1)
