@@ -1,0 +1,98 @@
+"""How the command line ends when something goes wrong: one line and an exit status."""
+
+import errno
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import ParamSpec
+
+import typer
+
+from q4run.cli.terminal import one_line, stderr_console
+from q4run.errors import Error
+
+_HINTS = {
+    errno.ENOENT: "there is no such file; check the path",
+    errno.EACCES: "permission denied; check who may read or write there",
+    errno.EISDIR: "this is a folder; name a file",
+    errno.ENOSPC: "the disk is full; make room or write elsewhere",
+    errno.ENOMEM: "there is not enough memory; lower --ram-budget or --context",
+}
+
+Parameters = ParamSpec("Parameters")
+
+_tracebacks = False
+
+
+def show_tracebacks(show: bool) -> None:
+    """Whether errors also print where they come from (``--debug``)."""
+    global _tracebacks
+    _tracebacks = show
+
+
+def reporting_errors(verb: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """The verb, ending in the exit statuses of the command line whatever it raises.
+
+    1 with one line on standard error that begins ``error:``; 130 after Ctrl-C; 0 without a word
+    where the reader of standard output (``head``, a pager) closed it. Wrong usage passes through.
+    """
+
+    @functools.wraps(verb)
+    def guarded(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            verb(*args, **kwargs)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            if stderr_console().is_terminal:
+                print(file=sys.stderr)  # the terminal has written ^C and stayed on that line
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            _discard_output()
+            raise typer.Exit(0) from None
+        except Exception as exception:
+            if _tracebacks:
+                traceback.print_exc()
+            report_error(describe(exception))
+            _discard_output()
+            raise typer.Exit(1) from None
+
+    return guarded
+
+
+def describe(exception: Exception) -> str:
+    """What went wrong and what to do about it, in one line."""
+    match exception:
+        case Error():
+            return str(exception)
+        case OSError():
+            hint = _HINTS.get(exception.errno or 0, exception.strerror or str(exception))
+            return f"{exception.filename}: {hint}" if exception.filename else hint
+        case MemoryError():
+            return _HINTS[errno.ENOMEM]
+    return (
+        f"{type(exception).__name__}: {exception}:"
+        " this is a bug; run again with --debug and report it"
+    )
+
+
+def report_error(message: str) -> None:
+    """Prints the one line that says what went wrong."""
+    with suppress(OSError):
+        console = stderr_console()
+        console.print("[bold red]error:[/]", end=" ", soft_wrap=True)
+        console.print(one_line(message), markup=False, soft_wrap=True)
+
+
+def _discard_output() -> None:
+    """Keeps the interpreter from failing once more as it flushes standard output at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,274 @@
+"""What the verbs that load a model have in common: their options, and opening the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from q4run.cli.terminal import Waiting, note, quiet_line
+from q4run.errors import Error
+
+if TYPE_CHECKING:
+    from q4run.model import Model
+    from q4run.sampling import SamplingParameters
+
+_MODEL_PANEL = "Memory and speed"
+_SAMPLING_PANEL = "Sampling"
+
+
+class IO(StrEnum):
+    """The ways to bring experts from disk."""
+
+    AUTO = "auto"
+    MMAP = "mmap"
+    PREAD = "pread"
+    DIRECT = "direct"
+
+
+class KVType(StrEnum):
+    """What the keys and values of the conversation are held as."""
+
+    F16 = "f16"
+    F32 = "f32"
+
+
+def _check_size(text: str | None) -> str | None:
+    if text is not None:
+        from q4run.memory import parse_size
+
+        try:
+            parse_size(text, total=1 << 40)
+        except Error as error:
+            raise typer.BadParameter(str(error)) from None
+    return text
+
+
+ModelFile = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A GGUF file; of a split model, the first part.",
+        metavar="MODEL",
+        show_default=False,
+    ),
+]
+RamBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--ram-budget",
+        metavar="SIZE",
+        callback=_check_size,
+        help="The RAM that q4run may use: 6G (powers of 1000), 6GiB (of 1024), 500M, or a share of"
+        " the machine's RAM such as 50%. Not given: three quarters of what is free.",
+        rich_help_panel=_MODEL_PANEL,
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        help="Threads that compute. Not given: one per physical core.",
+        rich_help_panel=_MODEL_PANEL,
+        show_default=False,
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="N",
+        min=1,
+        help="Tokens to keep in mind, prompt and answer together; takes RAM. Not given: 4096, or"
+        " what the model was trained on where that is less.",
+        rich_help_panel=_MODEL_PANEL,
+        show_default=False,
+    ),
+]
+IOMethod = Annotated[
+    IO,
+    typer.Option(
+        "--io",
+        help="How experts are read from disk.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+KV = Annotated[
+    KVType,
+    typer.Option(
+        "--kv-type",
+        help="How the conversation's keys and values are stored: f16 takes half the RAM of f32.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temp",
+        metavar="X",
+        min=0.0,
+        help="0 always takes the likeliest token; higher is more varied.",
+        rich_help_panel=_SAMPLING_PANEL,
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option(
+        "--top-k",
+        metavar="N",
+        min=0,
+        help="Choose among the N likeliest tokens; 0 among all.",
+        rich_help_panel=_SAMPLING_PANEL,
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        metavar="X",
+        min=0.0,
+        max=1.0,
+        help="Choose among the likeliest tokens that together reach probability X; 1 among all.",
+        rich_help_panel=_SAMPLING_PANEL,
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min-p",
+        metavar="X",
+        min=0.0,
+        max=1.0,
+        help="Leave out tokens less likely than X times the likeliest; 0 leaves none out.",
+        rich_help_panel=_SAMPLING_PANEL,
+    ),
+]
+RepeatPenalty = Annotated[
+    float,
+    typer.Option(
+        "--repeat-penalty",
+        metavar="X",
+        min=0.01,
+        help="Above 1, tokens that came lately are less likely; 1 changes nothing.",
+        rich_help_panel=_SAMPLING_PANEL,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        min=0,
+        help="The same seed gives the same text again. Not given: a new one every time.",
+        rich_help_panel=_SAMPLING_PANEL,
+        show_default=False,
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--system",
+        metavar="TEXT",
+        help="A system message: how the model is to answer.",
+        show_default=False,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object; all else goes to standard error."),
+]
+
+# What Meta advises for Llama 4 (temperature and top-p of its generation_config.json), with the
+# small min-p that quantised weights want.
+DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P, DEFAULT_MIN_P = 0.6, 0, 0.9, 0.01
+
+
+def sampling_parameters(
+    temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None
+) -> SamplingParameters:
+    """The options of the sampling panel as the sampler takes them."""
+    from q4run.sampling import SamplingParameters
+
+    return SamplingParameters(
+        temperature=temp,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repeat_penalty,
+        seed=seed,
+    )
+
+
+@contextmanager
+def open_model(
+    path: Path | None,
+    *,
+    ram_budget: str | None,
+    threads: int | None,
+    context: int | None,
+    io: IO,
+    kv_type: KVType,
+) -> Iterator[Model]:
+    """Loads a model while a progress line shows how far it is, says what was chosen, closes it.
+
+    Raises Error where no path is given: there is no model in the box yet.
+    """
+    if path is None:
+        raise Error(
+            "no MODEL is given: name a GGUF file, or make one from a checkpoint folder with"
+            " 'q4run convert FOLDER model.gguf --type q4_0'"
+        )
+    with Waiting("starting") as waiting:
+        # These take most of a second: only now, and with the progress line under way.
+        from q4run.kernels.compile import CACHE_FOLDER
+
+        stages = {} if any(CACHE_FOLDER.glob("*/*")) else {"compiling kernels": _FIRST_TIME}
+        from q4run.model import load
+
+        model = load(
+            path,
+            ram_budget=ram_budget,
+            threads=threads,
+            io=io.value,
+            context=context,
+            kv_type=kv_type.value,
+            progress=lambda stage, done, total: waiting.update(
+                stages.get(stage, stage), done, total
+            ),
+        )
+    with model:
+        _say_what_was_chosen(model)
+        yield model
+
+
+_FIRST_TIME = "compiling kernels (first time on this machine only)"
+
+
+def _say_what_was_chosen(model: Model) -> None:
+    from q4run.memory import format_size
+
+    plan, config = model.plan, model.config
+    n_experts = max((layer.moe.n_expert for layer in config.layers if layer.moe), default=0)
+    shape = f"{config.architecture}, {len(config.layers)} layers"
+    parts = f": dense {format_size(plan.dense)}, KV {format_size(plan.kv)}"
+    threads = f"{model.threads} thread" + "s" * (model.threads > 1)
+    slots, how = "", [threads]
+    if plan.n_experts:
+        shape += f", {n_experts} experts"
+        slots, how = f", {plan.n_slots} of {plan.n_experts} experts", [model.io, threads]
+    ram = f"RAM {format_size(plan.total)}"
+    quiet_line(
+        [model.path.name, shape, f"{ram}{parts}{slots}", *how],
+        shorter=[model.path.name, config.architecture, f"{ram}{slots}", *how],
+    )
+    if model.session.context > config.context_length:
+        note(
+            f"The model was trained on {config.context_length} tokens: in a context of"
+            f" {model.session.context}, it gets worse after these."
+        )

@@ -1,0 +1,166 @@
+"""``q4run run``: one completion to standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from q4run.cli import options
+from q4run.cli.terminal import AnswerWriter, Waiting, note, quiet_line
+from q4run.errors import Error
+
+if TYPE_CHECKING:
+    from q4run.completion import Completion
+    from q4run.model import Model
+
+
+def run(
+    model: options.ModelFile = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt",
+            "-p",
+            metavar="PROMPT",
+            help="What to answer or, with --raw, to continue; - reads it from standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Read the prompt from a file.", show_default=False
+        ),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", metavar="TOKENS", min=1, help="Tokens at most.")
+    ] = 256,
+    system: options.System = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it stands: no chat template.")
+    ] = False,
+    json_output: options.Json = False,
+    temp: options.Temperature = options.DEFAULT_TEMPERATURE,
+    top_k: options.TopK = options.DEFAULT_TOP_K,
+    top_p: options.TopP = options.DEFAULT_TOP_P,
+    min_p: options.MinP = options.DEFAULT_MIN_P,
+    repeat_penalty: options.RepeatPenalty = 1.0,
+    seed: options.Seed = None,
+    ram_budget: options.RamBudget = None,
+    threads: options.Threads = None,
+    context: options.Context = None,
+    io: options.IOMethod = options.IO.AUTO,
+    kv_type: options.KV = options.KVType.F16,
+) -> None:
+    """Complete one prompt: the text goes to standard output, figures to standard error.
+
+    The prompt is put to the model as a user's message, in the chat template
+    that its file brings along; --raw continues the prompt as it stands.
+
+    [bold]Examples[/]
+      q4run run model.gguf -p "Why is the sky blue?"
+      q4run run model.gguf -p "Once upon a time" --raw -n 64 --temp 0
+      q4run run model.gguf -f question.txt --ram-budget 8G > answer.txt
+      git diff | q4run run model.gguf -p - --system "Sum this change up."
+    """
+    if raw and system is not None:
+        raise typer.BadParameter("--system goes into the chat template, which --raw leaves out")
+    text = _read_prompt(prompt, file)
+    parameters = options.sampling_parameters(temp, top_k, top_p, min_p, repeat_penalty, seed)
+    with options.open_model(
+        model, ram_budget=ram_budget, threads=threads, context=context, io=io, kv_type=kv_type
+    ) as opened:
+        from q4run.completion import Completion
+        from q4run.sampling import Sampler
+
+        ids = _tokenize(opened, text, system, raw)
+        completion = Completion(opened, ids, Sampler(parameters), tokens)
+        # A pipe gets the completion and nothing else, not even a line feed.
+        _write(
+            completion,
+            sys.stderr if json_output else sys.stdout,
+            new_line=json_output or sys.stdout.isatty(),
+        )
+        if json_output:
+            print(json.dumps(_figures(opened, completion)))
+        quiet_line(_facts(completion))
+        if completion.finish == "context":
+            note(f"The context of {opened.session.context} tokens is full; --context gives more.")
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The text of -p or -f. Raises typer.BadParameter unless it is one of them."""
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give the prompt with either -p PROMPT or -f FILE")
+    if prompt is not None and prompt != "-":
+        return prompt
+    data = file.read_bytes() if file else sys.stdin.buffer.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise Error(f"{file or 'standard input'}: not text in UTF-8; convert it first") from None
+
+
+def _tokenize(model: Model, text: str, system: str | None, raw: bool) -> list[int]:
+    if not raw and model.template is None:
+        also = "" if system is None else ", and --system is left out"
+        note(f"{model.path.name} has no chat template: the prompt is continued as by --raw{also}.")
+    if raw or model.template is None:
+        return model.tokenize(text, special=True)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    return model.tokenize(model.template.render(messages), special=True)
+
+
+def _write(completion: Completion, stream: TextIO, *, new_line: bool) -> None:
+    writer = AnswerWriter(stream)
+    try:
+        with Waiting("reading the prompt") as waiting:
+            for piece in completion:
+                waiting.stop()
+                writer.write(piece)
+    finally:
+        writer.end(new_line=new_line)
+
+
+def _facts(completion: Completion) -> list[str]:
+    from q4run.memory import format_size
+
+    stats, n_tokens = completion.stats, len(completion.tokens)
+    facts = [f"prompt {stats.prompt_tokens} tokens"]
+    if completion.prompt_rate:
+        facts[-1] += f" at {completion.prompt_rate:.1f}/s"
+    facts.append(f"answer {n_tokens} token" + "s" * (n_tokens != 1))
+    if completion.rate:
+        facts[-1] += f" at {completion.rate:.1f}/s"
+    if stats.hit_rate is not None:
+        facts.append(f"hits {100 * stats.hit_rate:.0f} %")
+        facts.append(f"{format_size(stats.bytes_read)} read, {stats.wait_s:.2f} s waited")
+    return facts
+
+
+def _figures(model: Model, completion: Completion) -> dict[str, Any]:
+    """The one JSON object: the keys of ``bench`` where they mean the same."""
+    stats = completion.stats
+    return {
+        "model": str(model.path),
+        "text": completion.text,
+        "finish": completion.finish,
+        "threads": model.threads,
+        "io": model.io,
+        "ram_budget": model.plan.budget,
+        "prefill": {"tokens": stats.prompt_tokens, "tok_s": completion.prompt_rate},
+        "decode": {"tokens": len(completion.tokens), "tok_s": completion.rate},
+        "load_s": model.load_s,
+        "first_token_s": completion.first_token_s,
+        "peak_rss": stats.peak_rss,
+        "experts": {
+            "hit_rate": stats.hit_rate,
+            "bytes_read": stats.bytes_read,
+            "wait_s": stats.wait_s,
+        },
+    }

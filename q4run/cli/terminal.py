@@ -1,0 +1,209 @@
+"""What is printed where: quiet lines, waiting, and text of a model made safe to look at."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TextIO
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+_PATIENCE_S = 0.5
+# Control characters steer a terminal; line feed and tab alone are text.
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
+_CONTROL |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+
+
+def stderr_console() -> Console:
+    """Standard error as it is now: colours in a terminal, plain text elsewhere."""
+    return Console(stderr=True, highlight=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal would obey: control characters but line feed and tab."""
+    return text.translate(_CONTROL)
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line, safe for a terminal."""
+    return printable(" ".join(part.strip() for part in text.splitlines()))
+
+
+def note(text: str) -> None:
+    """A remark on standard error."""
+    _remark(printable(text), "dim")
+
+
+def warn(text: str) -> None:
+    """A remark on standard error about something that did not work, where things go on."""
+    _remark(one_line(text), "yellow")
+
+
+def _remark(text: str, style: str) -> None:
+    console = stderr_console()
+    # Into a pipe, a line is not to be folded to the width that rich assumes there.
+    console.print(text, style=style, markup=False, soft_wrap=not console.is_terminal)
+
+
+def quiet_line(facts: Iterable[str], *, shorter: Iterable[str] = ()) -> None:
+    """Short facts on one line of standard error.
+
+    In a terminal too narrow for them, those of ``shorter``; if need be, broken between two facts.
+    """
+    console = stderr_console()
+    width = console.width if console.is_terminal else sys.maxsize
+    lines = _lines(facts, width)
+    if len(lines) > 1:
+        lines = _lines(shorter, width) or lines
+    console.print("\n".join(lines), style="dim", markup=False, soft_wrap=True)
+
+
+def _lines(facts: Iterable[str], width: int) -> list[str]:
+    lines: list[str] = []
+    for fact in map(one_line, facts):
+        if lines and cell_len(longer := f"{lines[-1]} · {fact}") <= width:
+            lines[-1] = longer
+        else:
+            lines.append(fact)
+    return lines
+
+
+class Waiting:
+    """A progress line on standard error for what takes longer than half a second.
+
+    Only in a terminal, and gone when it ends.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._done: int | None = None
+        self._total: int | None = None
+        self._progress: Progress | None = None
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(_PATIENCE_S, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "Waiting":
+        if stderr_console().is_terminal:
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Says what is being waited for now, and how far it is."""
+        with self._lock:
+            self._what, self._done, self._total = what, done, total
+            if self._progress:
+                task = self._progress.task_ids[0]
+                self._progress.update(task, description=what, completed=done, total=total)
+
+    def stop(self) -> None:
+        """Takes the line away, or never shows it; may be called twice."""
+        self._timer.cancel()
+        with self._lock:
+            if self._progress:
+                self._progress.stop()
+            self._progress = None
+            # A timer that has just gone off finds that it is too late.
+            self._what = ""
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._what:
+                return
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                console=stderr_console(),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._progress.add_task(self._what, completed=self._done or 0, total=self._total)
+            self._progress.start()
+
+
+class AnswerWriter:
+    """Writes a model's text as it comes: as it is into a pipe, wrapped and made safe in a terminal.
+
+    In a terminal a word appears when it is complete, so that it can go whole onto the next line;
+    lines between ``` fences are left to the terminal, since a line feed would change them.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+        self._word = ""
+        self._spaces = ""
+        self._line = ""
+        self._in_fence = False
+        self._is_at_line_start = True
+        self.has_written = False
+
+    def write(self, text: str) -> None:
+        """Adds a piece; what can be shown is shown at once."""
+        self.has_written |= bool(text)
+        if not self._is_terminal:
+            self._emit(text)
+        else:
+            for character in printable(text):
+                self._push(character)
+        self._stream.flush()
+
+    def end(self, *, new_line: bool) -> None:
+        """Shows what was held back; ``new_line`` also ends a line that is not ended yet."""
+        if self._is_terminal:
+            self._place_word()
+        if new_line and not self._is_at_line_start:
+            self._emit("\n")
+        self._stream.flush()
+
+    def _push(self, character: str) -> None:
+        if character == "\n":
+            self._place_word()
+            if self._line.lstrip().startswith("```"):
+                self._in_fence = not self._in_fence
+            self._line = self._spaces = ""
+            self._emit("\n")
+        elif character.isspace():
+            self._place_word()
+            self._spaces += character
+        else:
+            self._word += character
+            # Scripts without spaces, and words longer than a line, break anywhere.
+            if cell_len(character) > 1 or cell_len(self._word) >= self._width:
+                self._place_word()
+
+    def _place_word(self) -> None:
+        if not self._word:
+            return
+        fits = cell_len(self._line + self._spaces + self._word) <= self._width
+        if not fits and self._line and not self._in_fence:
+            self._emit("\n")
+            self._line = self._spaces = ""
+        self._emit(self._spaces + self._word)
+        self._line += self._spaces + self._word
+        self._word = self._spaces = ""
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self._stream.write(text)
+            self._is_at_line_start = text.endswith("\n")
+
+    @property
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80

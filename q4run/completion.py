@@ -1,0 +1,117 @@
+"""One answer of a model as it comes: the text, why it ended, and how fast it was."""
+
+import time
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+
+from q4run.errors import Error
+from q4run.model import Model, Stats
+from q4run.sampling import Sampler
+from q4run.text.stream import TextStream
+
+
+class Finish(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"  # the model said that it is done
+    LENGTH = "length"  # as many tokens as were asked for
+    CONTEXT = "context"  # no room left
+    INTERRUPTED = "interrupted"  # not at its end: Ctrl-C, an error, or still under way
+
+
+class Completion:
+    """Continues ``prompt`` (token ids): iterate once for the text, then read what it was.
+
+    ``tokens`` are those generated, the stop token included, whether or not the text shows them.
+    Whatever ends the iteration, ``text`` and ``tokens`` are what has come so far. ``max_tokens``
+    None is up to the end of the context; ``stop_text`` ends an answer too, and is not part of it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: Sequence[int],
+        sampler: Sampler,
+        max_tokens: int | None = None,
+        stop_text: str | None = None,
+    ) -> None:
+        """Raises Error for a prompt that is empty or longer than the context."""
+        if not prompt:
+            raise Error("the prompt is empty: write something to continue")
+        self.prompt = list(prompt)
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish = Finish.INTERRUPTED
+        self.first_token_s: float | None = None
+        self._last_token_s = 0.0
+        self._model = model
+        self._sampler = sampler
+        self._max_tokens = max_tokens or model.session.context
+        self._stop_text = stop_text
+        self._stats_before = model.stats
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields text in whole characters."""
+        pending = ""
+        for piece in self._pieces():
+            text, pending, stopped = _cut(pending + piece, self._stop_text)
+            if text:
+                self.text += text
+                yield text
+            if stopped:
+                self.finish = Finish.STOP
+                return
+        if pending:
+            self.text += pending
+            yield pending
+
+    def _pieces(self) -> Iterator[str]:
+        """The text of the tokens as they are generated; at their end, ``finish`` says why."""
+        tokenizer = self._model.tokenizer
+        stream = TextStream(tokenizer, at_start=tokenizer.starts_text(self.prompt[-1]))
+        started = time.perf_counter()
+        for token in self._model.session.generate(
+            self.prompt, self._sampler, tokenizer.stop_ids, self._max_tokens
+        ):
+            self.tokens.append(token)
+            self._last_token_s = time.perf_counter() - started
+            if self.first_token_s is None:
+                self.first_token_s = self._last_token_s
+            if token not in tokenizer.stop_ids:
+                yield stream.push(token)
+        if self.tokens[-1] in tokenizer.stop_ids:
+            self.finish = Finish.STOP
+        elif len(self.tokens) == self._max_tokens:
+            self.finish = Finish.LENGTH
+        else:
+            self.finish = Finish.CONTEXT
+        yield stream.flush()
+
+    @property
+    def stats(self) -> Stats:
+        """What the model has done since this was made."""
+        return self._model.stats - self._stats_before
+
+    @property
+    def prompt_rate(self) -> float | None:
+        """Prompt tokens run per second; None where none was."""
+        stats = self.stats
+        return stats.prompt_tokens / stats.prompt_s if stats.prompt_s else None
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens per second after the first, sampling and all else included; None for one token."""
+        if self.first_token_s is None or self._last_token_s == self.first_token_s:
+            return None
+        return (len(self.tokens) - 1) / (self._last_token_s - self.first_token_s)
+
+
+def _cut(text: str, stop: str | None) -> tuple[str, str, bool]:
+    """What of ``text`` can be shown, what may yet become ``stop``, and whether it has come."""
+    if stop is None:
+        return text, "", False
+    before, found, _ = text.partition(stop)
+    if found:
+        return before, "", True
+    held = next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
+    return text[: len(text) - held], text[len(text) - held :], False
