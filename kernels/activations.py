@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compile import inline, threaded
 from q4run.kernels.simd.ops import (
     absolute,
     add,
@@ -41,10 +41,7 @@ def quantize_activations(x: np.ndarray) -> Int8Activations:
     quantized = Int8Activations(
         np.empty(x.shape, np.int8), np.empty(groups, np.float32), np.empty(groups, np.int32)
     )
-    if n_tokens == 1:
-        _quantize_one(x, *quantized)
-    else:
-        _quantize_many(x, *quantized)
+    _quantize(x, *quantized)
     return quantized
 
 
@@ -67,12 +64,7 @@ def _quantize_token(token, x, q, scales, sums):
         sums[token, group] = reduce_add_int(total)
 
 
-@kernel()
-def _quantize_one(x, q, scales, sums):
-    _quantize_token(0, x, q, scales, sums)
-
-
-@kernel(parallel=True)
-def _quantize_many(x, q, scales, sums):
+@threaded(lambda x, *_: x.size)
+def _quantize(x, q, scales, sums):
     for token in prange(len(x)):
         _quantize_token(token, x, q, scales, sums)

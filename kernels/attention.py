@@ -8,7 +8,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compile import inline, kernel, threaded
 from q4run.kernels.simd.math import exp
 from q4run.kernels.simd.ops import (
     floats_to_half,
@@ -76,7 +76,7 @@ def write_cache(rows, cache, first):
                 _save(cache, target + whole, load_f32x8(rest, 0))
 
 
-@kernel(parallel=True)
+@threaded(lambda q, k, v, n_seen, *_: 2 * q.size * (n_seen + len(q)))
 def attend(q, k_cache, v_cache, n_seen, scale, out):
     """Softmax attention of new tokens over a cache; query t sees the first ``n_seen + t`` keys.
 

@@ -3,18 +3,17 @@
 import numpy as np
 from numba import prange
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compile import inline, kernel, threaded
 from q4run.kernels.simd.math import silu
 from q4run.kernels.simd.ops import add, fma, load_f32x8, mul, splat, store
 from q4run.kernels.simd.vector import f32x8
 
+_SILU_OPERATIONS = 16  # of one value, its exponential included
+
 
 def silu_mul(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     """silu(gate) * up, written over ``gate``; float32 (n_tokens, n_ff), C-contiguous."""
-    if len(gate) == 1:
-        _silu_mul_one(gate, up)
-    else:
-        _silu_mul_many(gate, up)
+    _silu_mul(gate, up)
     return gate
 
 
@@ -29,13 +28,8 @@ def _silu_mul_token(token, gate, up):
         gate[token, i] = value / (np.float32(1) + np.exp(-value)) * up[token, i]
 
 
-@kernel()
-def _silu_mul_one(gate, up):
-    _silu_mul_token(0, gate, up)
-
-
-@kernel(parallel=True)
-def _silu_mul_many(gate, up):
+@threaded(lambda gate, _: _SILU_OPERATIONS * gate.size)
+def _silu_mul(gate, up):
     for token in prange(len(gate)):
         _silu_mul_token(token, gate, up)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numba import prange
 
 from q4run.kernels.activations import Int8Activations, quantize_activations
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compile import inline, threaded
 from q4run.kernels.formats.base import Format, block_bytes, dot_block, load_value, load_values
 from q4run.kernels.simd.ops import fma, load_f32x8, prefetch, reduce_add, splat
 from q4run.kernels.simd.vector import f32x8
@@ -91,7 +91,7 @@ def _dot_tile_int8(fmt, weights, rows, q, scales, sums, tokens, out):
     out[t2, r1], out[t3, r1] = reduce_add(a12), reduce_add(a13)
 
 
-@kernel(parallel=True)
+@threaded(lambda _, weights, q, *__: q.size * len(weights))
 def _matmul_int8(fmt, weights, q, scales, sums, out):
     n_rows, n_tokens = weights.shape[0], q.shape[0]
     for task in prange((n_rows + _TASK_ROWS - 1) // _TASK_ROWS):
@@ -147,7 +147,7 @@ def _dot_tile_float(fmt, weights, row, x, tokens, out):
     out[t0, row], out[t1, row], out[t2, row], out[t3, row] = s0, s1, s2, s3
 
 
-@kernel(parallel=True)
+@threaded(lambda _, weights, x, __: x.size * len(weights))
 def _matmul_float(fmt, weights, x, out):
     n_rows, n_tokens = weights.shape[0], x.shape[0]
     for task in prange((n_rows + _TASK_ROWS - 1) // _TASK_ROWS):

@@ -6,6 +6,7 @@ import numpy as np
 
 from q4run.kernels.activations import quantize_activations
 from q4run.kernels.attention import attend, write_cache
+from q4run.kernels.compile import Threaded
 from q4run.kernels.elementwise import (
     add_into,
     add_scaled_rows,
@@ -32,13 +33,14 @@ def warm_up(
     steps: list[Callable[[], object]] = [
         _small_kernels,
         lambda: _attention(kv_dtype),
-        lambda: [quantize_activations(_zeros(n, _COLS)) for n in (1, 2)],
-        lambda: [silu_mul(_zeros(n, 8), _zeros(n, 8)) for n in (1, 2)],
+        lambda: quantize_activations(_zeros(1, _COLS)),
+        lambda: silu_mul(_zeros(1, 8), _zeros(1, 8)),
     ]
     for fmt in formats:
         steps.append(lambda fmt=fmt: _matmul(fmt))  # type: ignore[misc]
     for done, step in enumerate(steps):
-        step()
+        with Threaded.every_form():
+            step()
         if progress:
             progress(done + 1, len(steps))
 

@@ -171,7 +171,8 @@ class MixtureOfExperts:
         chosen, logits = np.empty(shape, np.int64), np.empty(shape, np.float32)
         top_k(self._router(x), chosen, logits)
         if self._moe.gating is Gating.SIGMOID_ON_INPUT:
-            return chosen, 1 / (1 + np.exp(-logits))
+            with np.errstate(over="ignore"):  # to infinity, and the weight to 0
+                return chosen, 1 / (1 + np.exp(-logits))
         # Renormalising a softmax over the chosen is the softmax of the chosen.
         weights = np.exp(logits - logits[:, :1])
         return chosen, weights / weights.sum(axis=1, keepdims=True)

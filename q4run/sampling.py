@@ -80,7 +80,10 @@ class Sampler:
         logits = self._penalised(logits, history)
         best = int(np.argmax(logits))  # NaN counts as the largest, so one look finds it
         if not math.isfinite(logits[best]):
-            raise Error(f"no token can be chosen: the largest logit is {logits[best]}")
+            raise Error(
+                f"no token can be chosen: the largest logit is {logits[best]}; the model file is"
+                " damaged, convert or download it again"
+            )
         if parameters.temperature == 0:
             return best
 

@@ -6,6 +6,8 @@ import pytest
 
 from q4run.kernels.attention import attend, write_cache
 
+pytestmark = pytest.mark.usefixtures("kernel_form")
+
 KV_TYPES = {"f32": np.float32, "f16": np.uint16}
 HEADS = [(1, 1), (4, 4), (4, 2), (6, 1)]  # query heads, KV heads
 
@@ -138,10 +140,11 @@ def test_the_capacity_of_the_cache_changes_nothing(kv_type):
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("n_tokens", [1, 9])
-def test_any_number_of_threads_gives_the_same_bits(kv_type, n_tokens):
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch, kv_type, n_tokens):
     q, k, v = made_up(n_tokens, 50, 6, 2, 16)
     before = numba.get_num_threads()
-    results = []
+    results = [run(kv_type, q, k, v, 0.2)]  # small work: one thread
+    monkeypatch.setattr("q4run.kernels.compile._SMALL_WORK", -1)
     try:
         for n_threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
             numba.set_num_threads(n_threads)

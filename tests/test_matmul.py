@@ -10,6 +10,8 @@ from q4run.kernels.formats import all_formats, find_format_named
 from q4run.kernels.formats.base import Format
 from q4run.kernels.matmul import matmul
 
+pytestmark = pytest.mark.usefixtures("kernel_form")
+
 ALL = sorted(fmt.name for fmt in all_formats())
 FLOATS = [name for name in ALL if not find_format_named(name).int8_activations]
 INTEGERS = [name for name in ALL if name not in FLOATS]
@@ -139,9 +141,10 @@ def set_threads():
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("n_tokens", [1, 9])
-def test_any_number_of_threads_gives_the_same_bits(set_threads, name, n_tokens):
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch, set_threads, name, n_tokens):
     fmt, weights, x = made_up(name, 133, n_tokens, 512)
-    results = []
+    results = [matmul(fmt, weights, x)]  # small work: one thread
+    monkeypatch.setattr("q4run.kernels.compile._SMALL_WORK", -1)
     for n_threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
         set_threads(n_threads)
         results.append(matmul(fmt, weights, x))

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Barrier
 from types import TracebackType
 
 from q4run.errors import Error
@@ -44,6 +45,10 @@ class ExpertStore:
         self.slots = Slots(n_slots, layout.slot_bytes)
         self._method = method
         self._readers = ThreadPoolExecutor(_N_READERS, thread_name_prefix="q4run-read")
+        # All threads start now: where the system refuses one, no slot is half filled yet.
+        everyone = Barrier(_N_READERS)
+        for ready in [self._readers.submit(everyone.wait) for _ in range(_N_READERS)]:
+            ready.result()
 
     def request(self, layer: int, experts: Sequence[int]) -> Request:
         """Asks for experts of one layer; the reads of the missing ones leave at once."""

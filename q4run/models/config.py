@@ -98,6 +98,9 @@ def read_decoder(
         raise FormatError(f"{file.path}: {n_head} heads do not share {n_head_kv} KV heads evenly")
     if head_dim < 1 or value_dim != head_dim:
         raise FormatError(f"{file.path}: key heads of {head_dim} and value heads of {value_dim}")
+    theta = file.get_float(f"{arch}.rope.freq_base", rope_theta)
+    if theta <= 0:
+        raise FormatError(f"{file.path}: {arch}.rope.freq_base is {theta}, but must be positive")
     if rope_dim > head_dim or rope_dim % 2:
         raise FormatError(f"{file.path}: RoPE over {rope_dim} of {head_dim} values of a head")
     return ModelConfig(
@@ -108,7 +111,7 @@ def read_decoder(
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         rope_dim=rope_dim,
-        rope_theta=file.get_float(f"{arch}.rope.freq_base", rope_theta),
+        rope_theta=theta,
         rms_norm_eps=file.get_float(f"{arch}.attention.layer_norm_rms_epsilon"),
         context_length=file.get_int(f"{arch}.context_length", minimum=1),
         tied_embeddings="output.weight" not in file.tensors,
