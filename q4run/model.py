@@ -17,7 +17,7 @@ import psutil
 from q4run.budget import MemoryPlan, plan_memory
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
-from q4run.experts.methods import METHODS, open_method
+from q4run.experts.methods import METHODS, choose_method
 from q4run.experts.store import ExpertStore
 from q4run.generate import Session
 from q4run.gguf_file import open_gguf
@@ -105,6 +105,7 @@ def load(
     threads = choose_threads(threads)
     started = time.perf_counter()
     file = open_gguf(path)
+    io = choose_method(io, file.size)
     config = read_config(file)
     if context is None:
         context = min(DEFAULT_CONTEXT, config.context_length)
@@ -122,8 +123,7 @@ def load(
     formats = {find_format(tensor.type) for tensor in file.tensors.values()} - {None}
     in_order = sorted((fmt for fmt in formats if fmt), key=lambda fmt: fmt.name)
     warm_up(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
-    method = open_method(io, file.parts)
-    store = ExpertStore(layout, plan.n_slots, method)
+    store = ExpertStore(layout, plan.n_slots, METHODS[io](file.parts))
     try:
         transformer = Transformer(
             file, config, store, plan.n_batch, threads, _stage(progress, "reading weights")
@@ -134,7 +134,7 @@ def load(
     session = Session(transformer, KVCache(config, context, kv_type))
     model = Model(file.path, config, plan, transformer, store, session, tokenizer, template)
     model.threads = threads
-    model.io = next(name for name, kind in METHODS.items() if kind is type(method))
+    model.io = io
     model.load_s = time.perf_counter() - started
     return model
 

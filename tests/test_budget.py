@@ -15,7 +15,7 @@ from q4run.bench.synthetic import Geometry, write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, MemoryPlan, plan_memory
 from q4run.errors import BudgetError
 from q4run.experts.layout import ExpertLayout, read_layout
-from q4run.experts.methods import open_method
+from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile, open_gguf
 from q4run.kernels.formats import find_format_named
@@ -274,9 +274,7 @@ def test_without_a_budget_and_without_memory_the_least_is_named(model, machine, 
 
 @pytest.fixture(scope="module")
 def store(model) -> Iterator[ExpertStore]:
-    store = ExpertStore(
-        model.layout, model.layout.n_experts, open_method("pread", model.file.parts)
-    )
+    store = ExpertStore(model.layout, model.layout.n_experts, METHODS["pread"](model.file.parts))
     yield store
     store.close()
 

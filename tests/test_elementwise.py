@@ -207,7 +207,7 @@ import numpy as np
 from numba.core.registry import CPUDispatcher
 from q4run.bench.synthetic import Geometry, write_model
 from q4run.experts.layout import read_layout
-from q4run.experts.methods import open_method
+from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import open_gguf
 from q4run.kernels.compile import Threaded
@@ -239,7 +239,7 @@ assert [done for done, _ in steps] == list(range(1, len(steps) + 1)), steps
 assert {total for _, total in steps} == {len(steps)}, steps
 before = compiled()
 assert before.count(("_matmul_int8", 1)) == before.count(("attend", 1)) == 2, before
-store = ExpertStore(read_layout(file, config), 2, open_method("pread", file.parts))
+store = ExpertStore(read_layout(file, config), 2, METHODS["pread"](file.parts))
 transformer = Transformer(file, config, store, 16, 1)
 cache = KVCache(config, 64, "f16")
 transformer.forward(list(range(40)), cache, all_logits=True)

@@ -14,7 +14,7 @@ import pytest
 from q4run.errors import Error, FormatError
 from q4run.experts import store as store_module
 from q4run.experts.layout import ALIGNMENT, ExpertLayout, read_layout
-from q4run.experts.methods import METHODS, open_method
+from q4run.experts.methods import METHODS, choose_method
 from q4run.experts.slots import Slots
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile, TensorInfo
@@ -121,7 +121,7 @@ def open_store(method_name) -> Iterator:
     stores = []
 
     def make(experts: Experts, n_slots: int, method=None) -> ExpertStore:
-        method = method or open_method(method_name, experts.paths)
+        method = method or METHODS[method_name](experts.paths)
         stores.append(ExpertStore(experts.layout, n_slots, method))
         return stores[-1]
 
@@ -317,7 +317,7 @@ def test_a_file_that_becomes_shorter_is_an_error(open_store, tmp_path, n_slots, 
 
 
 def test_reading_after_closing_is_an_error(experts, open_store):
-    method = open_method("pread", experts.paths)
+    method = METHODS["pread"](experts.paths)
     store = open_store(experts, 2, method)
     fetch(experts, store, 0, [0])
     method.close()
@@ -451,7 +451,7 @@ def open_files() -> int:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
 def test_closing_lets_go_of_files_and_threads(experts, method_name):
     before = open_files()
-    store = ExpertStore(experts.layout, 2, open_method(method_name, experts.paths))
+    store = ExpertStore(experts.layout, 2, METHODS[method_name](experts.paths))
     fetch(experts, store, 0, [0, 1, 2])
     assert open_files() > before
     store.close()
@@ -460,15 +460,21 @@ def test_closing_lets_go_of_files_and_threads(experts, method_name):
     store.close()  # a second time changes nothing
 
 
-def test_methods_by_name(experts):
-    assert type(open_method("auto", experts.paths)) is METHODS["pread"]
+def test_methods_by_name():
+    assert choose_method("mmap", 1) == "mmap"
     with pytest.raises(Error, match="no I/O method 'floppy'; choose auto, pread, direct, mmap"):
-        open_method("floppy", experts.paths)
+        choose_method("floppy", 1)
+
+
+def test_what_does_not_fit_into_memory_goes_past_the_page_cache(monkeypatch):
+    monkeypatch.setattr("q4run.experts.methods.available_memory", lambda: 1000)
+    assert choose_method("auto", 1000) == "pread"
+    assert choose_method("auto", 1001) == "direct"
 
 
 def test_a_file_that_is_gone_cannot_be_opened(method_name, tmp_path):
     with pytest.raises(OSError, match="nowhere"):
-        open_method(method_name, [tmp_path / "nowhere"])
+        METHODS[method_name]([tmp_path / "nowhere"])
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no tmpfs to write to")
@@ -477,7 +483,7 @@ def test_direct_reads_work_on_a_file_system_in_memory(tmp_path):
     folder.mkdir()
     try:
         experts = Experts(folder, 32)
-        store = ExpertStore(experts.layout, 2, open_method("direct", experts.paths))
+        store = ExpertStore(experts.layout, 2, METHODS["direct"](experts.paths))
         fetch(experts, store, 0, [0, 1, 2, 3, 4, 5])
         store.close()
     finally:
@@ -496,7 +502,7 @@ def test_where_direct_reads_are_refused_buffered_ones_serve(experts, monkeypatch
         return system_open(path, flags, *rest)
 
     monkeypatch.setattr(os, "open", refuse_direct)
-    method = open_method("direct", experts.paths)
+    method = METHODS["direct"](experts.paths)
     assert method.alignment == 1
     store = ExpertStore(experts.layout, 2, method)
     fetch(experts, store, 0, [0, 1, 2])
@@ -541,7 +547,7 @@ def test_aligned_slots_have_no_padding(tmp_path):
 def test_a_model_without_experts(tmp_path):
     layout = read_layout(Experts(tmp_path, 32)._file(), made_up_config([None, None]))
     assert (dict(layout.layers), layout.slot_bytes, layout.n_experts) == ({}, 0, 0)
-    store = ExpertStore(layout, 0, open_method("pread", []))
+    store = ExpertStore(layout, 0, METHODS["pread"]([]))
     store.close()
 
 

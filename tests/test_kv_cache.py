@@ -11,7 +11,7 @@ import pytest
 from q4run.bench.synthetic import Geometry, write_model
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
-from q4run.experts.methods import open_method
+from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.generate import Session
 from q4run.gguf_file import open_gguf
@@ -269,7 +269,7 @@ class Model:
             for layer, size in zip(config.layers, chunk_sizes, strict=True)
         ]
         self.config = dataclasses.replace(config, layers=tuple(layers))
-        method = open_method("pread", file.parts)
+        method = METHODS["pread"](file.parts)
         self.store = ExpertStore(read_layout(file, self.config), 2, method)
         self.transformer = Transformer(file, self.config, self.store, n_batch=7, threads=1)
         self.kv_type = kv_type

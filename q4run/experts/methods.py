@@ -8,6 +8,7 @@ from q4run.errors import Error
 from q4run.experts.direct import Direct
 from q4run.experts.mapped import Mapped
 from q4run.experts.pread import Pread
+from q4run.memory import available_memory
 
 
 class ReadMethod(Protocol):
@@ -32,9 +33,14 @@ METHODS: dict[str, Callable[[Iterable[Path]], ReadMethod]] = {
 }
 
 
-def open_method(name: str, paths: Iterable[Path]) -> ReadMethod:
-    """The method called ``name``; ``auto`` is ``pread``. Raises Error for other names."""
-    method = METHODS.get("pread" if name == "auto" else name)
-    if method is None:
+def choose_method(name: str, file_bytes: int) -> str:
+    """The method's name; for ``auto``, the one that suits a model of ``file_bytes`` here.
+
+    A model that fits into free memory is read through the page cache, which then keeps it. A
+    larger one would only churn the cache: it is read directly. Raises Error for unknown names.
+    """
+    if name == "auto":
+        return "pread" if file_bytes <= available_memory() else "direct"
+    if name not in METHODS:
         raise Error(f"there is no I/O method '{name}'; choose auto, {', '.join(METHODS)}")
-    return method(paths)
+    return name
