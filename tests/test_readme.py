@@ -1,0 +1,77 @@
+"""Every command in the README, as it stands there, on a tiny model in its place."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_checkpoints import make_checkpoint
+
+from q4run.budget import INTERPRETER_ALLOWANCE
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+CHECKPOINT = "Llama-4-Scout-17B-16E-Instruct"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def q4run_commands() -> list[list[str]]:
+    """The arguments of every ``q4run`` in a block of commands, in order."""
+    lines = "\n".join(blocks("bash")).replace("&&\n", "\n").splitlines()
+    words = [shlex.split(line) for line in lines]
+    return [line[1:] for line in words if line and line[0].endswith("q4run")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    make_checkpoint("llama4_quantisable", folder / CHECKPOINT)
+    return folder
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "q4run", *arguments],
+        cwd=folder,
+        input="hello\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_commands_work_in_their_order(folder):
+    commands = q4run_commands()
+    assert len(commands) >= 7
+    for arguments in commands:
+        done = run(arguments, folder)
+        assert done.returncode == 0, (arguments, done.stderr)
+
+
+def test_the_python_example_works(folder):
+    (example,) = blocks("python")
+    if not (folder / "model.gguf").exists():
+        convert = ["convert", CHECKPOINT, "model.gguf", "--type", "q8_0"]
+        assert run(convert, folder).returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_figures_of_the_budget_are_the_programs():
+    allowance = re.search(r"fixed allowance of (\d+) MB", README)
+    assert allowance
+    assert int(allowance[1]) * 10**6 == INTERPRETER_ALLOWANCE
+
+
+def test_the_gate_finds_the_test_command():
+    marked = README.partition("<!-- test command -->\n```bash\n")[2].partition("```")[0]
+    assert marked.count("\n") == 1
+    assert marked.strip().endswith(".venv/bin/pytest")
