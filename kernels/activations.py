@@ -6,18 +6,17 @@ import numpy as np
 from numba import prange
 
 from q4run.kernels.compile import inline, threaded
+from q4run.kernels.simd.casts import to_int
+from q4run.kernels.simd.memory import load_f32x8, store_low_bytes
 from q4run.kernels.simd.ops import (
     absolute,
     add,
-    load_f32x8,
     maximum,
     mul,
     reduce_add_int,
     reduce_max,
     round_even,
     splat,
-    store_low_bytes,
-    to_int,
 )
 from q4run.kernels.simd.vector import f32x8, i32x8
 

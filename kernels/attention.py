@@ -9,19 +9,10 @@ from numba import prange, types
 from numba.extending import overload
 
 from q4run.kernels.compile import inline, kernel, threaded
+from q4run.kernels.simd.casts import floats_to_half, halves_to_float
 from q4run.kernels.simd.math import exp
-from q4run.kernels.simd.ops import (
-    floats_to_half,
-    fma,
-    halves_to_float,
-    load_f32x8,
-    load_u16x8,
-    mul,
-    reduce_add,
-    splat,
-    store,
-    sub,
-)
+from q4run.kernels.simd.memory import load_f32x8, load_u16x8, store
+from q4run.kernels.simd.ops import fma, mul, reduce_add, splat, sub
 from q4run.kernels.simd.vector import f32x8
 
 # Keys whose scores are taken before the values are read: one cache line of scores at a time.

@@ -5,7 +5,8 @@ from numba import prange
 
 from q4run.kernels.compile import inline, kernel, threaded
 from q4run.kernels.simd.math import silu
-from q4run.kernels.simd.ops import add, fma, load_f32x8, mul, splat, store
+from q4run.kernels.simd.memory import load_f32x8, store
+from q4run.kernels.simd.ops import add, fma, mul, splat
 from q4run.kernels.simd.vector import f32x8
 
 _SILU_OPERATIONS = 16  # of one value, its exponential included

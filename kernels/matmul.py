@@ -10,7 +10,8 @@ from numba import prange
 from q4run.kernels.activations import Int8Activations, quantize_activations
 from q4run.kernels.compile import inline, threaded
 from q4run.kernels.formats.base import Format, block_bytes, dot_block, load_value, load_values
-from q4run.kernels.simd.ops import fma, load_f32x8, prefetch, reduce_add, splat
+from q4run.kernels.simd.memory import load_f32x8, prefetch
+from q4run.kernels.simd.ops import fma, reduce_add, splat
 from q4run.kernels.simd.vector import f32x8
 
 # Rows that one thread takes at a time: few enough to balance, enough to reuse activations.

@@ -20,20 +20,18 @@ from q4run.kernels.compile import kernel
 from q4run.kernels.formats import find_format_named
 from q4run.kernels.matmul import matmul
 from q4run.kernels.simd import generic, neon, target
-from q4run.kernels.simd.emit import I8, I32, vector
-from q4run.kernels.simd.math import exp, silu
-from q4run.kernels.simd.ops import (
-    add,
+from q4run.kernels.simd.casts import (
     as_signed,
     bfloats_to_float,
-    bit_and,
-    bit_or,
     concat,
-    divide,
-    dot_signed,
-    dot_unsigned,
     floats_to_half,
     halves_to_float,
+    to_float,
+    to_int,
+)
+from q4run.kernels.simd.emit import I8, I32, vector
+from q4run.kernels.simd.math import exp, silu
+from q4run.kernels.simd.memory import (
     load_bfloat,
     load_f32x8,
     load_half,
@@ -42,6 +40,16 @@ from q4run.kernels.simd.ops import (
     load_u8x16,
     load_u8x32,
     load_u16x8,
+    store,
+    store_low_bytes,
+)
+from q4run.kernels.simd.ops import (
+    add,
+    bit_and,
+    bit_or,
+    divide,
+    dot_signed,
+    dot_unsigned,
     maximum,
     minimum,
     mul_high,
@@ -52,10 +60,6 @@ from q4run.kernels.simd.ops import (
     shift_left,
     shift_right,
     splat,
-    store,
-    store_low_bytes,
-    to_float,
-    to_int,
 )
 from q4run.kernels.simd.vector import i32x8, u8x32
 

@@ -6,7 +6,8 @@ import numpy as np
 from numba.extending import overload
 
 from q4run.kernels.formats.base import Format, load_value, load_values, register
-from q4run.kernels.simd.ops import bfloats_to_float, load_bfloat, load_u16x8_bytes
+from q4run.kernels.simd.casts import bfloats_to_float
+from q4run.kernels.simd.memory import load_bfloat, load_u16x8_bytes
 
 
 class BF16(Format):

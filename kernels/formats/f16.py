@@ -5,7 +5,8 @@ import numpy as np
 from numba.extending import overload
 
 from q4run.kernels.formats.base import Format, load_value, load_values, register
-from q4run.kernels.simd.ops import halves_to_float, load_half, load_u16x8_bytes
+from q4run.kernels.simd.casts import halves_to_float
+from q4run.kernels.simd.memory import load_half, load_u16x8_bytes
 
 
 class F16(Format):

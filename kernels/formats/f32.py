@@ -5,7 +5,7 @@ import numpy as np
 from numba.extending import overload
 
 from q4run.kernels.formats.base import Format, load_value, load_values, register
-from q4run.kernels.simd.ops import load_f32x8_bytes, load_float
+from q4run.kernels.simd.memory import load_f32x8_bytes, load_float
 
 
 class F32(Format):

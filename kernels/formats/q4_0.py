@@ -11,18 +11,9 @@ from numba.extending import overload
 
 from q4run.kernels.compile import inline, kernel
 from q4run.kernels.formats.base import Format, dot_block, register
-from q4run.kernels.simd.ops import (
-    bit_and,
-    concat,
-    dot_unsigned,
-    fma,
-    load_half,
-    load_i8x32,
-    load_u8x16,
-    shift_right,
-    splat,
-    to_float,
-)
+from q4run.kernels.simd.casts import concat, to_float
+from q4run.kernels.simd.memory import load_half, load_i8x32, load_u8x16
+from q4run.kernels.simd.ops import bit_and, dot_unsigned, fma, shift_right, splat
 from q4run.kernels.simd.vector import f32x8, i32x8, u8x16
 
 

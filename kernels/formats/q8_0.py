@@ -10,16 +10,9 @@ from numba.extending import overload
 
 from q4run.kernels.compile import kernel
 from q4run.kernels.formats.base import Format, dot_block, register
-from q4run.kernels.simd.ops import (
-    as_signed,
-    dot_signed,
-    fma,
-    load_half,
-    load_i8x32,
-    load_u8x32,
-    splat,
-    to_float,
-)
+from q4run.kernels.simd.casts import as_signed, to_float
+from q4run.kernels.simd.memory import load_half, load_i8x32, load_u8x32
+from q4run.kernels.simd.ops import dot_signed, fma, splat
 from q4run.kernels.simd.vector import f32x8, i32x8
 
 

@@ -13,22 +13,9 @@ from numba.extending import overload
 from q4run.kernels.compile import inline
 from q4run.kernels.formats.base import Format, dot_block, register
 from q4run.kernels.formats.ternary import ternarize
-from q4run.kernels.simd.ops import (
-    as_signed,
-    concat,
-    dot_signed,
-    fma,
-    load_half,
-    load_i8x32,
-    load_repeated,
-    load_u8x16,
-    load_u8x32,
-    mul,
-    mul_high,
-    splat,
-    sub,
-    to_float,
-)
+from q4run.kernels.simd.casts import as_signed, concat, to_float
+from q4run.kernels.simd.memory import load_half, load_i8x32, load_repeated, load_u8x16, load_u8x32
+from q4run.kernels.simd.ops import dot_signed, fma, mul, mul_high, splat, sub
 from q4run.kernels.simd.vector import f32x8, i32x8, u8x16, u8x32
 
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)

@@ -9,19 +9,9 @@ from numba.extending import overload
 
 from q4run.kernels.formats.base import Format, dot_block, register
 from q4run.kernels.formats.ternary import ternarize
-from q4run.kernels.simd.ops import (
-    as_signed,
-    bit_and,
-    dot_signed,
-    fma,
-    load_half,
-    load_i8x32,
-    load_u8x32,
-    shift_right,
-    splat,
-    sub,
-    to_float,
-)
+from q4run.kernels.simd.casts import as_signed, to_float
+from q4run.kernels.simd.memory import load_half, load_i8x32, load_u8x32
+from q4run.kernels.simd.ops import bit_and, dot_signed, fma, shift_right, splat, sub
 from q4run.kernels.simd.vector import f32x8, i32x8, u8x32
 
 

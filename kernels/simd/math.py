@@ -1,9 +1,9 @@
 """Functions on f32x8 that LLVM has no instruction for."""
 
 from q4run.kernels.compile import inline
+from q4run.kernels.simd.casts import bits_float, to_int
 from q4run.kernels.simd.ops import (
     add,
-    bits_float,
     divide,
     fma,
     maximum,
@@ -13,7 +13,6 @@ from q4run.kernels.simd.ops import (
     shift_left,
     splat,
     sub,
-    to_int,
 )
 from q4run.kernels.simd.vector import f32x8, i32x8
 

@@ -1,0 +1,90 @@
+"""SIMD vectors from one type to another: converted values, or the same bits seen otherwise."""
+
+from llvmlite import ir
+from numba.extending import intrinsic
+
+from q4run.kernels.simd import lowering
+from q4run.kernels.simd.vector import f32x8, i8x32, i32x8, llvm_vector, u8x16, u8x32, u16x8
+
+
+@intrinsic
+def to_float(typing_context, a):
+    """i32x8 to f32x8."""
+
+    def codegen(context, builder, signature, args):
+        return builder.sitofp(args[0], llvm_vector(f32x8))
+
+    return f32x8(i32x8), codegen
+
+
+@intrinsic
+def to_int(typing_context, a):
+    """f32x8 to i32x8, towards zero."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fptosi(args[0], llvm_vector(i32x8))
+
+    return i32x8(f32x8), codegen
+
+
+@intrinsic
+def bits_float(typing_context, a):
+    """Bit patterns, i32x8, seen as f32x8."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], llvm_vector(f32x8))
+
+    return f32x8(i32x8), codegen
+
+
+@intrinsic
+def halves_to_float(typing_context, a):
+    """8 f16 bit patterns to f32x8, exactly."""
+
+    def codegen(context, builder, signature, args):
+        return lowering.half_to_float(builder, args[0])
+
+    return f32x8(u16x8), codegen
+
+
+@intrinsic
+def bfloats_to_float(typing_context, a):
+    """8 bf16 bit patterns to f32x8, exactly."""
+
+    def codegen(context, builder, signature, args):
+        wide = builder.zext(args[0], llvm_vector(i32x8))
+        shifted = builder.shl(wide, llvm_vector(i32x8)([16] * 8))
+        return builder.bitcast(shifted, llvm_vector(f32x8))
+
+    return f32x8(u16x8), codegen
+
+
+@intrinsic
+def floats_to_half(typing_context, a):
+    """f32x8 to 8 f16 bit patterns, rounded to nearest even; beyond the range to infinity."""
+
+    def codegen(context, builder, signature, args):
+        return lowering.float_to_half(builder, args[0])
+
+    return u16x8(f32x8), codegen
+
+
+@intrinsic
+def concat(typing_context, low, high):
+    """Two u8x16 as one u8x32."""
+
+    def codegen(context, builder, signature, args):
+        order = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(32)))
+        return builder.shuffle_vector(args[0], args[1], order)
+
+    return u8x32(u8x16, u8x16), codegen
+
+
+@intrinsic
+def as_signed(typing_context, a):
+    """u8x32 seen as i8x32."""
+
+    def codegen(context, builder, signature, args):
+        return args[0]
+
+    return i8x32(u8x32), codegen
