@@ -11,6 +11,7 @@ from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.kernels.activations import Int8Activations
 from q4run.kernels.formats import Format, all_formats, find_format
 from q4run.kernels.matmul import matmul
+from q4run.read_at import read_at
 
 
 class Matrix:
@@ -85,7 +86,7 @@ class EmbeddingTable:
         raw = np.empty((len(ids), self._row_bytes), np.uint8)
         for row, token in zip(raw, ids, strict=True):
             offset = self._offset + token * self._row_bytes
-            if os.preadv(self._file, [row.data], offset) != self._row_bytes:
+            if read_at(self._file, row.data, offset) != self._row_bytes:
                 raise FormatError(f"{self._path}: the file became shorter while it was in use")
         return self._fmt.dequantize(raw)
 

@@ -460,6 +460,13 @@ def test_closing_lets_go_of_files_and_threads(experts, method_name):
     store.close()  # a second time changes nothing
 
 
+def test_systems_without_preadv_read_the_same(experts, monkeypatch):
+    monkeypatch.delattr(os, "preadv")
+    store = ExpertStore(experts.layout, 2, METHODS["pread"](experts.paths))
+    fetch(experts, store, 0, [0, 1, 2, 3])
+    store.close()
+
+
 def test_methods_by_name():
     assert choose_method("mmap", 1) == "mmap"
     with pytest.raises(Error, match="no I/O method 'floppy'; choose auto, pread, direct, mmap"):

@@ -18,16 +18,16 @@ from q4run.convert.families.decoder import (
 )
 from q4run.convert.tensors import OutputTensor, Role, columns_of
 from q4run.errors import FormatError, UnsupportedError
+from q4run.models.llama4 import (
+    CHUNK_SIZE,
+    N_EXPERT_WITHOUT_QK_NORM,
+    NOPE_INTERVAL,
+    TEMPERATURE_LENGTH,
+    TEMPERATURE_SCALE,
+)
 
 VISION = r"^(vision_model|multi_modal_projector)\."
 IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
-
-# What llama.cpp takes for granted, and so a reader without our own keys must.
-DEFAULT_CHUNK_SIZE = 8192
-DEFAULT_FLOOR_SCALE = 8192
-DEFAULT_ATTN_SCALE = 0.1
-NO_ROPE_INTERVAL = 4
-EXPERT_COUNT_WITHOUT_QK_NORM = 128
 
 
 def plan_llama4(checkpoint: Checkpoint) -> Plan:
@@ -96,23 +96,23 @@ def _add_own_keys(
     n_keys = len(metadata.kv_data[0])
     chunk_size = config.integer("attention_chunk_size", 0, low=0)
     if "attention_chunk_size" not in config.values:
-        chunk_size = DEFAULT_CHUNK_SIZE
-    if chunk_size != DEFAULT_CHUNK_SIZE:
+        chunk_size = CHUNK_SIZE
+    if chunk_size != CHUNK_SIZE:
         metadata.add_uint32("llama4.attention.chunk_size", chunk_size)
 
     tuning = config.flag("attn_temperature_tuning", True)
-    length = config.integer("floor_scale", DEFAULT_FLOOR_SCALE)
-    scale = config.number("attn_scale", DEFAULT_ATTN_SCALE) if tuning else 0.0
-    if (length, scale) != (DEFAULT_FLOOR_SCALE, DEFAULT_ATTN_SCALE):
+    length = config.integer("floor_scale", TEMPERATURE_LENGTH)
+    scale = config.number("attn_scale", TEMPERATURE_SCALE) if tuning else 0.0
+    if (length, scale) != (TEMPERATURE_LENGTH, TEMPERATURE_SCALE):
         metadata.add_uint32("llama4.attention.temperature_length", length)
         metadata.add_float32("llama4.attention.temperature_scale", scale)
 
     qk_norm = config.flag("use_qk_norm", True)
-    if qk_norm != (n_expert != EXPERT_COUNT_WITHOUT_QK_NORM):
+    if qk_norm != (n_expert != N_EXPERT_WITHOUT_QK_NORM):
         metadata.add_bool("llama4.attention.qk_norm", qk_norm)
 
     rope_layers = _rope_layers(config, n_layer)
-    if rope_layers != _every_nth_without(NO_ROPE_INTERVAL, n_layer):
+    if rope_layers != _every_nth_without(NOPE_INTERVAL, n_layer):
         metadata.add_array("llama4.attention.no_rope_layers", rope_layers)
     chunked_layers = _chunked_layers(config, rope_layers)
     if chunked_layers != rope_layers:
@@ -132,7 +132,7 @@ def _rope_layers(config: Config, n_layer: int) -> list[int]:
     """1 for each layer with RoPE, 0 for one without, as ``no_rope_layers`` (sic) has it."""
     layers = config.items("no_rope_layers", int)
     if layers is None:
-        interval = config.integer("no_rope_layer_interval", NO_ROPE_INTERVAL)
+        interval = config.integer("no_rope_layer_interval", NOPE_INTERVAL)
         return _every_nth_without(interval, n_layer)
     if len(layers) < n_layer:
         raise FormatError(

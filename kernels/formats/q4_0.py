@@ -11,6 +11,7 @@ from numba.extending import overload
 
 from q4run.kernels.compile import inline, kernel
 from q4run.kernels.formats.base import Format, dot_block, register
+from q4run.kernels.formats.scaled import quantize_scaled, scales_of
 from q4run.kernels.simd.casts import concat, to_float
 from q4run.kernels.simd.memory import load_half, load_i8x32, load_u8x16
 from q4run.kernels.simd.ops import bit_and, dot_unsigned, fma, shift_right, splat
@@ -19,17 +20,11 @@ from q4run.kernels.simd.vector import f32x8, i32x8, u8x16
 
 class Q4_0(Format):
     def quantize_blocks(self, values: np.ndarray) -> np.ndarray:
-        raw = np.empty((len(values), 18), np.uint8)
-        scales = np.empty((len(values), 1), np.float32)
-        _quantize(values, scales, raw)
-        with np.errstate(over="ignore"):
-            raw[:, :2] = scales.astype(np.float16).view(np.uint8)
-        return raw
+        return quantize_scaled(values, self.type_size, _quantize)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
-        scales = raw[:, :2].copy().view(np.float16).astype(np.float32)
         codes = np.concatenate([raw[:, 2:] & 15, raw[:, 2:] >> 4], axis=1)
-        return scales * (codes.astype(np.float32) - 8)
+        return scales_of(raw) * (codes.astype(np.float32) - 8)
 
 
 @kernel(parallel=True)

@@ -10,6 +10,7 @@ from numba.extending import overload
 
 from q4run.kernels.compile import kernel
 from q4run.kernels.formats.base import Format, dot_block, register
+from q4run.kernels.formats.scaled import quantize_scaled, scales_of
 from q4run.kernels.simd.casts import as_signed, to_float
 from q4run.kernels.simd.memory import load_half, load_i8x32, load_u8x32
 from q4run.kernels.simd.ops import dot_signed, fma, splat
@@ -18,16 +19,10 @@ from q4run.kernels.simd.vector import f32x8, i32x8
 
 class Q8_0(Format):
     def quantize_blocks(self, values: np.ndarray) -> np.ndarray:
-        raw = np.empty((len(values), 34), np.uint8)
-        scales = np.empty((len(values), 1), np.float32)
-        _quantize(values, scales, raw)
-        with np.errstate(over="ignore"):
-            raw[:, :2] = scales.astype(np.float16).view(np.uint8)
-        return raw
+        return quantize_scaled(values, self.type_size, _quantize)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
-        scales = raw[:, :2].copy().view(np.float16).astype(np.float32)
-        return scales * raw[:, 2:].view(np.int8).astype(np.float32)
+        return scales_of(raw) * raw[:, 2:].view(np.int8).astype(np.float32)
 
 
 @kernel(parallel=True)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from q4run.read_at import read_at
+
 
 class Pread:
     alignment = 1
@@ -17,7 +19,7 @@ class Pread:
 
     def read(self, path: Path, offset: int, target: memoryview) -> None:
         while target and offset < self._sizes[path]:
-            count = os.preadv(self._files[path], [target], offset)
+            count = read_at(self._files[path], target, offset)
             if count == 0:
                 raise EOFError(f"{path}: the file became shorter while it was in use")
             target = target[count:]

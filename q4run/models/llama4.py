@@ -3,7 +3,7 @@
 Three layers of four rotate queries and keys (RoPE), normalise them and see one chunk of the
 context; the fourth has no positions (NoPE), sees everything and warms its queries with position.
 Routed experts get their input scaled by the router; a shared expert always runs.
-llama.cpp takes the constants below for granted; a file that differs carries keys of its own.
+llama.cpp takes the constants below for granted; a file that differs carries keys of our own.
 """
 
 from q4run.errors import FormatError
@@ -22,6 +22,7 @@ from q4run.models.config import (
 
 ARCHITECTURE = "llama4"
 
+# What holds where a file has no key that says otherwise.
 CHUNK_SIZE = 8192
 TEMPERATURE_LENGTH = 8192
 TEMPERATURE_SCALE = 0.1
