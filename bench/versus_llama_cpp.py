@@ -29,8 +29,7 @@ import json, q4run
 options = dict(ram_budget={budget}, io={io!r}, threads={threads}, context={context})
 with q4run.load({path!r}, **options) as m:
     if {warm}:
-        for token in range(64):
-            m.session.feed([1, 300 + 7 * token])
+        m.session.feed({prompt})
         m.session.clear()
     before = m.stats
     m.session.feed({prompt})
