@@ -120,8 +120,8 @@ def load(
             f" {config.n_vocab} embeddings; the file was not converted properly"
         )
     template = load_chat_template(file.metadata, tokenizer)
-    formats = {find_format(tensor.type) for tensor in file.tensors.values()} - {None}
-    in_order = sorted((fmt for fmt in formats if fmt), key=lambda fmt: fmt.name)
+    formats = {fmt for tensor in file.tensors.values() if (fmt := find_format(tensor.type))}
+    in_order = sorted(formats, key=lambda fmt: fmt.name)
     warm_up(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
     store = ExpertStore(layout, plan.n_slots, METHODS[io](file.parts))
     try:

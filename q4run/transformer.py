@@ -73,7 +73,8 @@ class Transformer:
         outside = [token for token in ids if not 0 <= token < self.config.n_vocab]
         if outside:
             raise Error(f"token {outside[0]} is not in the vocabulary of {self.config.n_vocab}")
-        logits = []
+        rows = len(ids) if all_logits else 0
+        logits = np.empty((rows, self.config.n_vocab), np.float32)
         done = 0
         numba.set_num_threads(self._threads)  # numba keeps this number per calling thread
         with safe_points() as check_interrupt:
@@ -81,11 +82,11 @@ class Transformer:
                 n_tokens = cache.begin(min(self._n_batch, len(ids) - done))
                 x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
                 cache.commit(n_tokens)
-                done += n_tokens
                 if all_logits:
-                    logits.append(self._output(self._output_norm(x)))
+                    self._output(self._output_norm(x), out=logits[done : done + n_tokens])
+                done += n_tokens
         if all_logits:
-            return np.concatenate(logits)
+            return logits
         return self._output(self._output_norm(x[-1:]))[0]
 
     def _run_layers(

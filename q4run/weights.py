@@ -24,9 +24,14 @@ class Matrix:
         self.fmt = fmt
         self.data = data
 
-    def __call__(self, x: np.ndarray, quantized: Int8Activations | None = None) -> np.ndarray:
+    def __call__(
+        self,
+        x: np.ndarray,
+        quantized: Int8Activations | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
         """x (n_tokens, n_cols) float32 times the matrix -> float32 (n_tokens, n_rows)."""
-        return matmul(self.fmt, self.data, x, quantized)
+        return matmul(self.fmt, self.data, x, quantized, out)
 
 
 def format_of(tensor: TensorInfo) -> Format:

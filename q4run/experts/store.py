@@ -26,8 +26,10 @@ Piece = tuple[Path, int, memoryview]  # file, offset, where the bytes go
 
 @dataclass
 class ExpertCounters:
-    """What the store has done since it was made; read_s adds up over
-    the reader threads, wait_s is the time the computation stood still."""
+    """What the store has done since it was made.
+
+    read_s adds up over the reader threads; wait_s is the time that the computation stood still.
+    """
 
     hits: int = 0
     misses: int = 0
