@@ -1,125 +1,231 @@
-"""Attention over a KV cache, its softmax taken online (Milakov & Gimelshein, arXiv:1805.02867).
+"""Attention over a KV cache: blocks of keys that many queries share, the softmax taken online.
 
-A query's result depends on its own keys alone, in their order: the same bits whatever else is in
-the batch and however many threads there are.
+After Dao et al. (arXiv:2205.14135). What is added up for a query, and in which order, depends on
+its own keys alone: blocks and chunks of keys begin at fixed positions, and a key that a query does
+not see is never multiplied. So its result is the same bits whatever else is in the batch, and
+however many threads there are.
 """
 
+import math
+
 import numpy as np
-from numba import prange, types
-from numba.extending import overload
 
-from q4run.kernels.compile import inline, kernel, threaded
-from q4run.kernels.simd.casts import floats_to_half, halves_to_float
-from q4run.kernels.simd.math import exp
-from q4run.kernels.simd.memory import load_f32x8, load_u16x8, store
-from q4run.kernels.simd.ops import fma, mul, reduce_add, splat, sub
+from q4run.kernels.attention_tiles import add_four, add_one, after, at, score_four, score_one
+from q4run.kernels.compile import inline, kernel
+from q4run.kernels.kv_values import padded_dim, rows_ahead, rows_as_floats, write_cache
+from q4run.kernels.online_softmax import STATE, clear, merge, save_quotients, weigh
+from q4run.kernels.simd.memory import (
+    address_of,
+    f32_pointer,
+    i32_pointer,
+    stack_bytes,
+    store,
+)
+from q4run.kernels.simd.ops import mul, splat
+from q4run.kernels.simd.tails import load_some
 from q4run.kernels.simd.vector import f32x8
+from q4run.kernels.threads.tasks import run_tasks
 
-# Keys whose scores are taken before the values are read: one cache line of scores at a time.
-_BLOCK = 32
+__all__ = ["MAX_HEAD_DIM", "attend", "write_cache"]
 
-
-def _load(array, index):
-    """8 cached values from flat ``index`` on as f32x8: float32, or f16 held as uint16."""
-    raise NotImplementedError
-
-
-@overload(_load)
-def _load_overload(array, index):
-    if array.dtype == types.uint16:
-        return lambda array, index: halves_to_float(load_u16x8(array, index))
-    return lambda array, index: load_f32x8(array, index)
-
-
-def _save(array, index, vector):
-    """Writes f32x8 to flat ``index`` in the cache's own type."""
-    raise NotImplementedError
-
-
-@overload(_save)
-def _save_overload(array, index, vector):
-    if array.dtype == types.uint16:
-        return lambda array, index, vector: store(array, index, floats_to_half(vector))
-    return lambda array, index, vector: store(array, index, vector)
+MAX_HEAD_DIM = 2048
+_LOG2_E = np.float32(1 / math.log(2))
+_BLOCK = 64  # keys between two looks at the largest score
+_CHUNK = 512  # keys that are added up apart, and then merged with those before them
+_QUERIES = 64  # of a task, at most
+_QUERY_BYTES = 4 * _QUERIES
+_SCORES = _BLOCK + 8  # of a query, and what is written past their end
+_SCORE_BYTES = 4 * _QUERIES * _SCORES
+_ROW_FLOATS = _QUERIES * (128 + STATE)  # of a task's queries, or their sums: longer ones, fewer
+_ROW_BYTES = 4 * _ROW_FLOATS
+_WIDE_FLOATS = 4096  # of keys or values at a time: half of a first-level cache
+_WIDE_BYTES = 4 * _WIDE_FLOATS
 
 
 @kernel()
-def write_cache(rows, cache, first):
-    """Puts the keys or values of new tokens at positions ``first``, ``first + 1``, ... of a cache.
-
-    rows: float32 (n_tokens, n_head_kv, head_dim), C-contiguous; cache: float32 or uint16 (f16)
-    (n_head_kv, capacity, padded_dim), where padded_dim is head_dim rounded up to 8, zeros behind.
-    """
-    n_tokens, n_head_kv, head_dim = rows.shape
-    capacity, padded_dim = cache.shape[1], cache.shape[2]
-    flat = rows.ravel()
-    rest = np.zeros(8, np.float32)
-    for token in range(n_tokens):
-        for head in range(n_head_kv):
-            source = (token * n_head_kv + head) * head_dim
-            target = (head * capacity + first + token) * padded_dim
-            for i in range(0, head_dim // 8 * 8, 8):
-                _save(cache, target + i, load_f32x8(flat, source + i))
-            if head_dim % 8:
-                whole = head_dim // 8 * 8
-                for i in range(whole, head_dim):
-                    rest[i - whole] = flat[source + i]
-                _save(cache, target + whole, load_f32x8(rest, 0))
-
-
-@threaded(lambda q, k, v, n_seen, *_: 2 * q.size * (n_seen + len(q)))
-def attend(q, k_cache, v_cache, n_seen, scale, out):
+def attend(pool, q, keys, values, n_seen, scale, out):
     """Softmax attention of new tokens over a cache; query t sees the first ``n_seen + t`` keys.
 
     q, out: float32 (n_tokens, n_head, head_dim), C-contiguous; the caches as ``write_cache`` fills
-    them; query head h reads KV head h * n_head_kv // n_head; scale multiplies the scores.
+    them; query head h reads KV head h * n_head_kv // n_head; scale multiplies the scores. Raises
+    ValueError for tokens or heads that the caches have no room for, or above ``MAX_HEAD_DIM``.
     """
-    n_tokens, n_head, _ = q.shape
-    group = n_head // k_cache.shape[0]
-    for task in prange(n_tokens * n_head):
-        # Heads outside, tokens inside: threads get equal shares although late tokens see more.
-        head, token = task // n_tokens, task % n_tokens
-        _attend_one(q, k_cache, v_cache, token, head, head // group, n_seen + token, scale, out)
+    n_tokens, n_head, head_dim = q.shape
+    n_head_kv, dim = keys.shape[0], padded_dim(keys)
+    if head_dim > dim or dim > MAX_HEAD_DIM:
+        raise ValueError("heads that do not fit into the cache, or above MAX_HEAD_DIM")
+    if n_seen + n_tokens - 1 > keys.shape[1]:
+        raise ValueError("more tokens than the cache has room for")
+    n_queries = n_tokens * (n_head // n_head_kv)  # that read the same KV head
+    per_task = min(_QUERIES, _ROW_FLOATS // (dim + STATE) // 4 * 4)
+    n_blocks = (n_queries + per_task - 1) // per_task
+    n_chunks = (n_seen + n_tokens - 1 + _CHUNK - 1) // _CHUNK
+    if n_blocks == 1 and n_chunks > 1:
+        # Few queries, as in decoding: the threads share out the chunks of a long context.
+        parts = np.empty((n_head_kv, n_chunks, n_queries, dim + STATE), np.float32)
+    else:
+        parts = np.empty((n_head_kv, 0, 0, 0), np.float32)
+    n_tasks = n_head_kv * max(n_blocks, parts.shape[1])
+    arguments = (q, keys, values, n_seen, scale, per_task, parts, out)
+    run_tasks(pool, n_tasks, _attend_some, arguments)
+    if parts.shape[1]:
+        run_tasks(pool, n_head_kv, _merge_parts, (parts, n_seen, out))
+
+
+@kernel()
+def _attend_some(task, q, keys, values, n_seen, scale, per_task, parts, out):
+    """Queries of one KV head over their keys, or over one chunk of them: a part."""
+    queries = f32_pointer(address_of(stack_bytes(_ROW_BYTES)))
+    sums = f32_pointer(address_of(stack_bytes(_ROW_BYTES)))
+    more = f32_pointer(address_of(stack_bytes(_ROW_BYTES)))
+    seen = i32_pointer(address_of(stack_bytes(_QUERY_BYTES)))
+    n_head_kv, group, dim = keys.shape[0], q.shape[1] // keys.shape[0], padded_dim(keys)
+    n_all, n_parts = q.shape[0] * group, parts.shape[1]
+    head, place = task % n_head_kv, task // n_head_kv
+    # The last queries see the most keys: their tasks begin first.
+    first = 0 if n_parts else (n_all - 1) // per_task * per_task - per_task * place
+    n_queries = min(per_task, n_all - first)
+    _count_keys(seen, n_queries, first, group, n_seen)
+    _load_queries(q, head, first, n_queries, group, scale, dim, queries)
+    begin, end = 0, seen[n_queries - 1]
+    if n_parts:
+        begin = _CHUNK * place
+        end = min(end, begin + _CHUNK)
+        sums = _part(parts, head, place)
+    for chunk in range(begin, end, _CHUNK):
+        to = sums if chunk == begin else more
+        _attend_chunk(queries, n_queries, seen, keys, values, head, chunk, to)
+        for i in range(n_queries):
+            if begin < chunk < seen[i]:
+                merge(at(sums, (dim + STATE) * i), at(more, (dim + STATE) * i), dim)
+    if not n_parts:
+        _save_results(sums, head, first, n_queries, group, dim, out)
+
+
+@kernel()
+def _merge_parts(head, parts, n_seen, out):
+    """The chunks of one KV head, in their order."""
+    _, n_parts, n_queries, width = parts.shape
+    dim, group = width - STATE, out.shape[1] // parts.shape[0]
+    sums = _part(parts, head, 0)
+    for part in range(1, n_parts):
+        for i in range(n_queries):
+            if _CHUNK * part < n_seen + i // group:
+                merge(at(sums, width * i), at(_part(parts, head, part), width * i), dim)
+    _save_results(sums, head, 0, n_queries, group, dim, out)
 
 
 @inline
-def _attend_one(q, k_cache, v_cache, token, head, kv_head, n_keys, scale, out):
-    head_dim = q.shape[2]
-    capacity, padded_dim = k_cache.shape[1], k_cache.shape[2]
-    base = kv_head * capacity * padded_dim
-    query = np.zeros(padded_dim, np.float32)
-    for i in range(head_dim):
-        query[i] = q[token, head, i] * scale
-    result = np.zeros(padded_dim, np.float32)
-    scores = np.empty(_BLOCK, np.float32)
-    largest = np.float32(-np.inf)
-    total = np.float32(0)
-    for first in range(0, n_keys, _BLOCK):
-        count = min(_BLOCK, n_keys - first)
-        block_largest = largest
-        for j in range(count):
-            at = base + (first + j) * padded_dim
-            dot = splat(f32x8, 0.0)
-            for i in range(0, padded_dim, 8):
-                dot = fma(load_f32x8(query, i), _load(k_cache, at + i), dot)
-            scores[j] = reduce_add(dot)
-            block_largest = max(block_largest, scores[j])
-        for j in range(count, _BLOCK):
-            scores[j] = -np.inf
-        for j in range(0, _BLOCK, 8):
-            weights = exp(sub(load_f32x8(scores, j), splat(f32x8, block_largest)))
-            store(scores, j, weights)
-        block_total = np.float32(0)
-        for j in range(count):
-            block_total += scores[j]
-        correction = np.exp(largest - block_largest)
-        total = total * correction + block_total
-        largest = block_largest
-        for i in range(0, padded_dim, 8):
-            values = mul(load_f32x8(result, i), splat(f32x8, correction))
-            for j in range(count):
-                v = _load(v_cache, base + (first + j) * padded_dim + i)
-                values = fma(v, splat(f32x8, scores[j]), values)
-            store(result, i, values)
-    for i in range(head_dim):
-        out[token, head, i] = result[i] / total
+def _part(parts, head, part):
+    _, n_parts, n_queries, width = parts.shape
+    return f32_pointer(parts.ctypes.data + 4 * (head * n_parts + part) * n_queries * width)
+
+
+@inline
+def _place(array, head, query, group):
+    """Where a query, or its result, begins in (n_tokens, n_head, head_dim).
+
+    The queries of a KV head are counted token by token, the heads of each in a row.
+    """
+    return ((query // group) * array.shape[1] + head * group + query % group) * array.shape[2]
+
+
+@inline
+def _count_keys(seen, n_queries, first, group, n_seen):
+    """Fills in how many keys each query sees."""
+    count, before_next = n_seen + first // group, group - first % group
+    i = 0
+    while i < n_queries:
+        seen[i] = count
+        before_next -= 1
+        if before_next == 0:
+            count, before_next = count + 1, group
+        i = after(i, 1)
+
+
+@inline
+def _load_queries(q, head, first, n_queries, group, scale, dim, queries):
+    """Copies queries with zeros behind them, scaled so that scores are logarithms to base 2."""
+    flat, head_dim = q.ravel(), q.shape[2]
+    factor = splat(f32x8, scale * _LOG2_E)
+    for i in range(n_queries):
+        source, target = _place(q, head, first + i, group), (dim + STATE) * i
+        for c in range(0, dim, 8):
+            channels = load_some(flat, source + c, head_dim - c)
+            store(queries, target + c, mul(channels, factor))
+
+
+@inline
+def _save_results(sums, head, first, n_queries, group, dim, out):
+    flat, head_dim = out.reshape(out.size), out.shape[2]  # never a copy, as ravel may be
+    for i in range(n_queries):
+        source, target = at(sums, (dim + STATE) * i), _place(out, head, first + i, group)
+        save_quotients(source, dim, flat, target, head_dim)
+
+
+@inline
+def _attend_chunk(queries, n_queries, seen, keys, values, head, chunk, sums):
+    """Fills the sums of queries over the chunk of keys that begins at ``chunk``."""
+    scores = f32_pointer(address_of(stack_bytes(_SCORE_BYTES)))
+    wide = f32_pointer(address_of(stack_bytes(_WIDE_BYTES)))
+    dim, row = padded_dim(keys), head * keys.shape[1]
+    width = dim + STATE
+    for i in range(n_queries):
+        clear(at(sums, width * i), dim)
+    per_load = min(_BLOCK, max(_WIDE_FLOATS // dim // 8 * 8, 2))
+    end = min(chunk + _CHUNK, seen[n_queries - 1])
+    for block in range(chunk, end, _BLOCK):
+        block_end = min(block + _BLOCK, end)
+        for first in range(block, block_end, per_load):
+            n_keys, then = min(per_load, block_end - first), first + per_load
+            rows = rows_as_floats(keys, row + first, n_keys, wide)
+            if then < block_end:
+                ahead, n_ahead = rows_ahead(keys, row, then, block_end, per_load)
+            else:
+                ahead, n_ahead = rows_ahead(values, row, block, block_end, per_load)
+            to = at(scores, first - block)
+            _score(queries, n_queries, rows, dim, n_keys, to, ahead, n_ahead)
+        for i in range(n_queries):
+            if block < seen[i]:
+                n_keys = min(_BLOCK, seen[i] - block)
+                weigh(at(scores, _SCORES * i), n_keys, at(sums, width * i), dim)
+        for first in range(block, block_end, per_load):
+            n_keys, then = min(per_load, block_end - first), first + per_load
+            rows = rows_as_floats(values, row + first, n_keys, wide)
+            if then < block_end:
+                ahead, n_ahead = rows_ahead(values, row, then, block_end, per_load)
+            else:
+                ahead, n_ahead = rows_ahead(keys, row, then, end, per_load)
+            weights = at(scores, first - block)
+            _add(sums, n_queries, seen, rows, dim, first, n_keys, weights, ahead, n_ahead)
+
+
+@inline
+def _score(queries, n_queries, keys, dim, n_keys, scores, ahead, n_ahead):
+    width, whole = dim + STATE, n_queries // 4 * 4
+    for i in range(0, whole, 4):
+        four, to = at(queries, width * i), at(scores, _SCORES * i)
+        score_four(four, width, keys, dim, n_keys, to, _SCORES, ahead, n_ahead)
+        n_ahead = 0
+    for i in range(whole, n_queries):
+        to = at(scores, _SCORES * i)
+        score_one(at(queries, width * i), keys, dim, n_keys, to, ahead, n_ahead)
+        n_ahead = 0
+
+
+@inline
+def _add(sums, n_queries, seen, values, dim, first, n_keys, weights, ahead, n_ahead):
+    """Adds the values of the keys from ``first`` on that each query sees."""
+    width, whole = dim + STATE, n_queries // 4 * 4
+    for i in range(0, whole, 4):
+        shared = max(0, min(n_keys, seen[i] - first))
+        four, by = at(sums, width * i), at(weights, _SCORES * i)
+        add_four(four, width, values, dim, shared, by, _SCORES, ahead, n_ahead)
+        n_ahead = 0
+    for i in range(0 if seen[0] < first + n_keys else whole, n_queries):
+        done = max(0, seen[i // 4 * 4] - first) if i < whole else 0
+        n_seen = min(n_keys, seen[i] - first)
+        if done < n_seen:
+            by = at(weights, _SCORES * i)
+            add_one(at(sums, width * i), values, dim, done, n_seen, by, ahead, n_ahead)
+            n_ahead = 0

@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import update_wrapper
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +41,12 @@ def _can_write(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-# About 40 microseconds of one core's int8 products.
-_SMALL_WORK = 1 << 20
 _CAN_CACHE = _can_write(CACHE_FOLDER)
+
+
+def can_cache() -> bool:
+    """Whether compiled kernels are kept for the next start."""
+    return _CAN_CACHE
 
 
 def kernel(**options: Any) -> Callable[[Callable], Callable]:
@@ -53,61 +54,27 @@ def kernel(**options: Any) -> Callable[[Callable], Callable]:
 
     Where the folder cannot be written to, every process compiles for itself.
     """
+    return _in_cache_folder(numba.njit(cache=_CAN_CACHE, nogil=True, **options))
 
-    # Numba would take the two forms of a ``Threaded`` function for one.
-    form = "parallel" if options.get("parallel") else "serial"
 
-    def decorate(function: Callable) -> Callable:
+def _in_cache_folder(decorate: Callable[[Callable], Any]) -> Callable[[Callable], Any]:
+    def decorate_in_folder(function: Callable) -> Any:
         saved = config.CACHE_DIR
-        config.CACHE_DIR = str(CACHE_FOLDER / form)
+        config.CACHE_DIR = str(CACHE_FOLDER)
         try:
-            return numba.njit(cache=_CAN_CACHE, nogil=True, **options)(function)
+            return decorate(function)
         finally:
             config.CACHE_DIR = saved
 
-    return decorate
+    return decorate_in_folder
 
 
-class Threaded:
-    """A function with ``prange``, compiled twice: to run on one thread and on all of them.
-
-    A region on several threads ends when the last of them has had its turn. Where another program
-    keeps a core busy that takes milliseconds, so small work stays on one thread.
-    """
-
-    _every_form = False
-
-    def __init__(self, function: Callable, n_operations: Callable[..., int]) -> None:
-        update_wrapper(self, function)
-        self._serial = kernel()(function)
-        self._parallel = kernel(parallel=True)(function)
-        self._n_operations = n_operations
-
-    def __call__(self, *args: Any) -> None:
-        if Threaded._every_form:
-            self._serial(*args)
-            self._parallel(*args)
-        elif self._n_operations(*args) > _SMALL_WORK:
-            self._parallel(*args)
-        else:
-            self._serial(*args)
-
-    @staticmethod
-    @contextmanager
-    def every_form() -> Iterator[None]:
-        """Inside, each call runs both forms: to have them compiled."""
-        Threaded._every_form = True
-        try:
-            yield
-        finally:
-            Threaded._every_form = False
-
-
-def threaded(n_operations: Callable[..., int]) -> Callable[[Callable], Threaded]:
-    """Makes a ``Threaded``; ``n_operations`` tells a call's multiplications from its arguments."""
-    return lambda function: Threaded(function, n_operations)
+def c_function(signature: Any) -> Callable[[Callable], Any]:
+    """``numba.cfunc`` with q4run's cache folder: compiled functions that are called by address."""
+    return _in_cache_folder(lambda function: numba.cfunc(signature, cache=_CAN_CACHE)(function))
 
 
 def inline(function: Callable) -> Callable:
-    """``numba.njit`` for the pieces kernels are made of: always inlined, never cached alone."""
-    return numba.njit(forceinline=True)(function)
+    """``numba.njit`` for the pieces kernels are made of: inlined, not cached, not for Python."""
+    options = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(**options)(function)

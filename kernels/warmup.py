@@ -4,23 +4,24 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from q4run.kernels.activations import quantize_activations
-from q4run.kernels.attention import attend, write_cache
-from q4run.kernels.compile import Threaded
-from q4run.kernels.elementwise import (
-    add_into,
-    add_scaled_rows,
-    gather_scaled,
-    scale_tokens,
-    silu_mul,
-)
-from q4run.kernels.formats import Format
-from q4run.kernels.matmul import matmul
-from q4run.kernels.norm import rms_norm, rms_norm_heads
-from q4run.kernels.rope import rotate_adjacent
-from q4run.kernels.routing import top_k
+from q4run.kernels.attention_layer import OUTPUT, AttentionBuffers, attention_layer
+from q4run.kernels.dense_layer import dense_layer
+from q4run.kernels.experts import ExpertBuffers, Routing, combine, route, run_experts
+from q4run.kernels.feed_forward import FEED_FORWARD
+from q4run.kernels.formats import Format, q8_0
+from q4run.kernels.head import output_head
+from q4run.kernels.multiply import multiply_address
+from q4run.kernels.products import PRODUCT
+from q4run.kernels.strips import interleave
+from q4run.kernels.threads.pool import ALONE, ThreadPool
 
-_COLS = 256  # one block of the largest kind
+_F32 = np.empty(0, np.float32)
+_I64 = np.empty(0, np.int64)
+_INT8 = (np.empty(0, np.int8), _F32, np.empty(0, np.int32))
+_NO_TOKENS = np.empty((0, 8), np.float32)
+_EPS = np.float32(1)
+_BUFFERS = ExpertBuffers(_F32, _INT8, _F32, _INT8, _F32, _INT8, _F32, _F32, _F32)
+_ROUTING = Routing(_F32, _I64, _F32, _I64, np.zeros(1, np.int64), np.zeros(2, np.int64))
 
 
 def warm_up(
@@ -31,43 +32,51 @@ def warm_up(
     ``progress`` hears of (steps done, steps in all).
     """
     steps: list[Callable[[], object]] = [
-        _small_kernels,
         lambda: _attention(kv_dtype),
-        lambda: quantize_activations(_zeros(1, _COLS)),
-        lambda: silu_mul(_zeros(1, 8), _zeros(1, 8)),
+        _feed_forwards,
+        _experts,
+        _threads,
     ]
     for fmt in formats:
-        steps.append(lambda fmt=fmt: _matmul(fmt))  # type: ignore[misc]
+        steps.append(lambda fmt=fmt: _format(fmt))  # type: ignore[misc]
     for done, step in enumerate(steps):
-        with Threaded.every_form():
-            step()
+        step()
         if progress:
             progress(done + 1, len(steps))
 
 
-def _zeros(*shape: int) -> np.ndarray:
-    return np.zeros(shape, np.float32)
-
-
-def _matmul(fmt: Format) -> None:
-    weights = np.zeros((1, fmt.row_bytes(_COLS)), np.uint8)
-    matmul(fmt, weights, _zeros(1, _COLS))
+def _format(fmt: Format) -> None:
+    multiply_address(fmt)
+    if fmt is q8_0.FORMAT:  # what types without kernels become
+        fmt.quantize(np.zeros((1, fmt.block_size), np.float32))
+    rows: np.ndarray = np.empty((0, fmt.type_size), np.uint8)
+    interleave(fmt, rows, rows)
 
 
 def _attention(kv_dtype: type) -> None:
-    cache: np.ndarray = np.zeros((1, 1, 8), kv_dtype)
-    heads = _zeros(1, 1, 8)
-    write_cache(heads, cache, 0)
-    attend(heads, cache, cache, 1, np.float32(1), np.empty_like(heads))
+    buffers = AttentionBuffers(_F32, _INT8, _F32, _F32, _F32, _F32, _INT8, _F32)
+    cache: np.ndarray = np.zeros((1, 1, 34), kv_dtype)
+    rotation = (np.empty((1, 0), np.float32),) * 2
+    attention_layer(
+        ALONE, _NO_TOKENS, _F32, _EPS, np.zeros(OUTPUT + 1, PRODUCT), (1, 1, 8), False, rotation,
+        _F32, cache, cache, 0, buffers,
+    )  # fmt: skip
 
 
-def _small_kernels() -> None:
-    x, vector, one = _zeros(1, 8), _zeros(8), np.ones(1, np.float32)
-    rms_norm(x, vector, np.float32(1), np.empty_like(x))
-    rms_norm_heads(_zeros(1, 1, 8), np.float32(1))
-    rotate_adjacent(_zeros(1, 1, 8), _zeros(1, 4), _zeros(1, 4))
-    add_into(x, _zeros(1, 8))
-    scale_tokens(x, one)
-    gather_scaled(x, np.zeros(1, np.int64), one, np.empty_like(x))
-    add_scaled_rows(x, _zeros(1, 1, 8), _zeros(1, 1))
-    top_k(x, np.zeros((1, 1), np.int64), _zeros(1, 1))
+def _feed_forwards() -> None:
+    dense_layer(ALONE, _NO_TOKENS, _F32, _EPS, np.zeros(1, FEED_FORWARD), _BUFFERS)
+    logits = np.empty((0, 1), np.float32)
+    output_head(ALONE, _NO_TOKENS, _F32, _EPS, np.zeros(1, PRODUCT), _F32, _INT8, logits)
+
+
+def _experts() -> None:
+    router, job = np.zeros(1, PRODUCT), np.zeros(1, FEED_FORWARD)
+    route(ALONE, _NO_TOKENS, _F32, _EPS, router, 1, 1, False, _ROUTING, _BUFFERS)
+    addresses = np.empty((0, 3), np.int64)
+    run_experts(ALONE, 0, job, job[:0], _I64, addresses, _ROUTING.first_row, job)
+    combine(ALONE, _NO_TOKENS, 1, False, False, _ROUTING, _BUFFERS)
+
+
+def _threads() -> None:
+    with ThreadPool(2):
+        pass

@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 
 from q4run.errors import BudgetError
+from q4run.experts.filling import N_READERS, reader_bytes
 from q4run.experts.layout import ExpertLayout
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import find_format
+from q4run.kernels.strips import padded_rows
 from q4run.kv_cache import cache_bytes
 from q4run.memory import available_memory, format_size, total_memory
 from q4run.models.config import ModelConfig
+from q4run.weights import embedding_bytes
+from q4run.workspace import workspace_bytes
 
 # The interpreter, numba and LLVM, compiled kernels and thread stacks: not part of the budget.
 INTERPRETER_ALLOWANCE = 400_000_000
@@ -17,7 +21,7 @@ _TOKENIZER_BYTES = 900
 _DEFAULT_SHARE = 0.75
 _BATCH_SIZES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 # A longer batch reads experts less often, but takes RAM that slots could have.
-_SCRATCH_SHARE = 0.2
+_BATCH_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -65,26 +69,27 @@ def plan_memory(
     dense = _dense_bytes(file, config)
     tokenizer = config.n_vocab * _TOKENIZER_BYTES
     kv = cache_bytes(config, context, kv_type)
-    fixed = dense + tokenizer + kv
+    fixed = dense + tokenizer + kv + _lasting_scratch_bytes(config, layout)
     least_slots = min(1, layout.n_experts)
-    least = fixed + _scratch_bytes(config, _BATCH_SIZES[-1]) + least_slots * layout.slot_bytes
+    least = fixed + _batch_bytes(config, _BATCH_SIZES[-1]) + least_slots * layout.slot_bytes
     if budget < least:
         shrink = " or a shorter --context" if kv > least // 10 else ""
         raise BudgetError(
             f"{file.path.name} does not fit into {format_size(max(0, budget))}: it needs at least"
             f" {format_size(_round_up(least))}; allow that with --ram-budget{shrink}"
         )
+    room = budget - fixed
     n_batch = next(
         size
         for size in _BATCH_SIZES
         if size == _BATCH_SIZES[-1]
         or (
-            _scratch_bytes(config, size) <= _SCRATCH_SHARE * (budget - fixed)
-            and budget - fixed - _scratch_bytes(config, size) >= least_slots * layout.slot_bytes
+            _batch_bytes(config, size) <= _BATCH_SHARE * room
+            and room - _batch_bytes(config, size) >= least_slots * layout.slot_bytes
         )
     )
-    scratch = _scratch_bytes(config, n_batch)
-    left = budget - fixed - scratch
+    scratch = _lasting_scratch_bytes(config, layout) + _batch_bytes(config, n_batch)
+    left = room - _batch_bytes(config, n_batch)
     n_slots = min(layout.n_experts, left // layout.slot_bytes) if layout.n_experts else 0
     plan = MemoryPlan(
         budget, dense, tokenizer, kv, scratch, layout.slot_bytes, n_slots, layout.n_experts, n_batch
@@ -110,26 +115,23 @@ def _dense_bytes(file: GGUFFile, config: ModelConfig) -> int:
         on_disk = name.endswith("_exps.weight") or (
             name == "token_embd.weight" and not config.tied_embeddings
         )
-        if on_disk or find_format(tensor.type) is None:
+        fmt = find_format(tensor.type)
+        if on_disk or fmt is None:
             continue
-        # Vectors are held as float32 whatever their type.
-        total += max(tensor.n_bytes, 4 * tensor.n_elements if len(tensor.shape) == 1 else 0)
+        if len(tensor.shape) < 2:
+            total += 4 * tensor.n_elements  # vectors are held as float32 whatever their type
+        else:
+            n_rows = tensor.n_elements // tensor.shape[-1]
+            total += fmt.in_ram.row_bytes(tensor.shape[-1]) * padded_rows(n_rows)
     return total
 
 
-def _scratch_bytes(config: ModelConfig, n_batch: int) -> int:
-    """The most that a pass over ``n_batch`` tokens holds at one time, and one set of logits."""
-    attention_width = (config.n_head + config.n_head_kv) * 2 * config.head_dim
-    widest = 0
-    for layer in config.layers:
-        if layer.moe:
-            used = layer.moe.n_expert_used
-            feed_forward = 2 * max(layer.moe.n_ff, layer.moe.n_ff_shared)
-            # The experts' outputs, the input of the expert at work, the shared expert's output.
-            widest = max(widest, feed_forward + (used + 3) * config.n_embd + layer.moe.n_expert)
-        else:
-            widest = max(widest, 2 * layer.n_ff + 2 * config.n_embd)
-    floats = 3 * config.n_embd + max(attention_width, widest)
-    int8_copies = max(config.n_embd, config.n_head * config.head_dim, widest) * 5 // 4
-    logits_and_sampling = 4 * 4 * config.n_vocab
-    return n_batch * (4 * floats + int8_copies) + logits_and_sampling
+def _lasting_scratch_bytes(config: ModelConfig, layout: ExpertLayout) -> int:
+    """Scratch whatever the batch: logits, the sampler's copies of them, and the readers'."""
+    return 4 * 4 * config.n_vocab + N_READERS * reader_bytes(layout)
+
+
+def _batch_bytes(config: ModelConfig, n_batch: int) -> int:
+    """What a pass over ``n_batch`` tokens takes: workspace, the stream's beginning and RoPE."""
+    angles = 12 * n_batch * config.rope_dim  # with their sines and cosines, at the worst moment
+    return workspace_bytes(config, n_batch) + embedding_bytes(n_batch, config.n_embd) + angles

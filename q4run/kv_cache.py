@@ -1,16 +1,17 @@
 """The keys and values of the conversation so far, layer by layer."""
 
+import math
+
 import numpy as np
 
-from q4run.kernels.attention import write_cache
+from q4run.errors import UnsupportedError
+from q4run.kernels.attention import MAX_HEAD_DIM
+from q4run.kernels.kv_values import row_length
 from q4run.models.config import LayerConfig, ModelConfig
 
-KV_TYPES = {"f16": np.uint16, "f32": np.float32}  # f16 is held as bit patterns
-
-
-def padded_head_dim(config: ModelConfig) -> int:
-    """The kernels read heads in steps of 8 values."""
-    return (config.head_dim + 7) // 8 * 8
+# What the rows are made of: f16 as bit patterns, q8_0 as the bytes of GGUF's blocks.
+KV_TYPES = {"f16": np.uint16, "f32": np.float32, "q8_0": np.uint8}
+_CACHE_LINE = 64
 
 
 def layer_capacity(layer: LayerConfig, context: int) -> int:
@@ -20,29 +21,43 @@ def layer_capacity(layer: LayerConfig, context: int) -> int:
 
 def cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """What a cache for ``context`` positions takes."""
-    position = 2 * config.n_head_kv * padded_head_dim(config) * np.dtype(KV_TYPES[kv_type]).itemsize
+    dtype = np.dtype(KV_TYPES[kv_type])
+    position = 2 * config.n_head_kv * row_length(config.head_dim, dtype) * dtype.itemsize
     return position * sum(layer_capacity(layer, context) for layer in config.layers)
 
 
 class LayerCache:
-    """One layer's keys and values: (n_head_kv, capacity, padded head_dim) each."""
+    """One layer's keys and values: (n_head_kv, capacity, row) each, a row as long as
+    ``row_length`` says."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, context: int, kv_type: str) -> None:
-        shape = (config.n_head_kv, layer_capacity(layer, context), padded_head_dim(config))
-        self.keys = np.zeros(shape, KV_TYPES[kv_type])
-        self.values = np.zeros(shape, KV_TYPES[kv_type])
+        if config.head_dim > MAX_HEAD_DIM:
+            raise UnsupportedError(
+                f"the model's heads have {config.head_dim} channels; q4run's attention takes at"
+                f" most {MAX_HEAD_DIM}"
+            )
+        dtype = np.dtype(KV_TYPES[kv_type])
+        row = row_length(config.head_dim, dtype)
+        shape = (config.n_head_kv, layer_capacity(layer, context), row)
+        self.keys = _aligned_zeros(shape, dtype)
+        self.values = _aligned_zeros(shape, dtype)
         self._chunk_size = layer.attention.chunk_size
 
-    def append(self, keys: np.ndarray, values: np.ndarray, position: int) -> int:
-        """Stores new tokens from ``position`` on; returns how many keys the first of them sees.
+    def place(self, position: int) -> int:
+        """The index in a head's rows at which a pass writes that begins at ``position``.
 
-        keys, values: float32 (n_tokens, n_head_kv, head_dim). The tokens must not cross a border
+        Its first token sees the rows up to and with its own. The pass must not cross a border
         between two chunks.
         """
-        first = position % self._chunk_size if self._chunk_size else position
-        write_cache(keys, self.keys, first)
-        write_cache(values, self.values, first)
-        return first + 1
+        return position % self._chunk_size if self._chunk_size else position
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that begin at a cache line, so that few loads touch two of them."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(n_bytes + _CACHE_LINE, np.uint8)
+    begin = -memory.ctypes.data % _CACHE_LINE
+    return memory[begin : begin + n_bytes].view(dtype).reshape(shape)
 
 
 class KVCache:

@@ -1,26 +1,29 @@
-"""What layers are made of: norms, attention, dense feed-forwards and experts; no family's name."""
+"""What layers are made of: attention, dense feed-forwards and experts; no family's name.
+
+Each part is prepared once, as records of addresses over the workspace, and then run by one or a few
+compiled functions a pass.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from q4run.experts.layout import ExpertMatrix
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile
-from q4run.kernels.activations import Int8Activations, quantize_activations
-from q4run.kernels.attention import attend
-from q4run.kernels.elementwise import (
-    add_into,
-    add_scaled_rows,
-    gather_scaled,
-    scale_tokens,
-    silu_mul,
-)
-from q4run.kernels.norm import rms_norm, rms_norm_heads
-from q4run.kernels.rope import rotate_adjacent
-from q4run.kernels.routing import top_k
+from q4run.kernels.activations import GROUP
+from q4run.kernels.attention_layer import OUTPUT, attention_layer
+from q4run.kernels.dense_layer import dense_layer
+from q4run.kernels.experts import combine, route, run_experts
+from q4run.kernels.feed_forward import FEED_FORWARD
+from q4run.kernels.formats import Format
+from q4run.kernels.head import output_head
+from q4run.kernels.products import INPUT, PRODUCT, matrix_record
+from q4run.kernels.threads.pool import Pool
 from q4run.kv_cache import LayerCache
 from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
 from q4run.weights import Matrix, load_matrix, load_vector
+from q4run.workspace import NO_INT8, Int8Buffers, Workspace, shared_begin
 
 
 class Rotation(NamedTuple):
@@ -47,160 +50,269 @@ class RotaryEmbedding:
         return Rotation(first_position, cos, sin)
 
 
-class Norm:
-    """RMS normalisation with a weight per channel."""
-
-    def __init__(self, file: GGUFFile, name: str, config: ModelConfig) -> None:
-        self._weight = load_vector(file, name, config.n_embd)
-        self._eps = np.float32(config.rms_norm_eps)
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        out = np.empty_like(x)
-        rms_norm(x, self._weight, self._eps, out)
-        return out
-
-
 class Attention:
     """Grouped-query attention over a layer's cache."""
 
-    def __init__(self, file: GGUFFile, i: int, config: ModelConfig, layer: AttentionConfig) -> None:
+    def __init__(
+        self,
+        file: GGUFFile,
+        i: int,
+        config: ModelConfig,
+        layer: AttentionConfig,
+        workspace: Workspace,
+    ) -> None:
         q_width = config.n_head * config.head_dim
         kv_width = config.n_head_kv * config.head_dim
-        self._q = load_matrix(file, f"blk.{i}.attn_q.weight", q_width, config.n_embd)
-        self._k = load_matrix(file, f"blk.{i}.attn_k.weight", kv_width, config.n_embd)
-        self._v = load_matrix(file, f"blk.{i}.attn_v.weight", kv_width, config.n_embd)
-        self._output = load_matrix(file, f"blk.{i}.attn_output.weight", config.n_embd, q_width)
-        self._config = config
+        q = load_matrix(file, f"blk.{i}.attn_q.weight", q_width, config.n_embd)
+        k = load_matrix(file, f"blk.{i}.attn_k.weight", kv_width, config.n_embd)
+        v = load_matrix(file, f"blk.{i}.attn_v.weight", kv_width, config.n_embd)
+        output = load_matrix(file, f"blk.{i}.attn_output.weight", config.n_embd, q_width)
+        self._matrices = (q, k, v, output)  # the records below hold their addresses
+        buffers = workspace.attention._replace(
+            normed_int8=_if_useful(workspace.attention.normed_int8, q.fmt, k.fmt, v.fmt),
+            attended_int8=_if_useful(workspace.attention.attended_int8, output.fmt),
+        )
+        self._products = np.zeros(OUTPUT + 1, PRODUCT)
+        normed = input_record(buffers.normed, buffers.normed_int8)
+        attended = input_record(buffers.attended, buffers.attended_int8)
+        for product, matrix, source, out in zip(
+            self._products,
+            self._matrices,
+            (normed, normed, normed, attended),
+            (buffers.q, buffers.k, buffers.v, buffers.update),
+            strict=True,
+        ):
+            product["matrix"], product["input"] = matrix.record, source
+            product["out"] = out.ctypes.data
+        self._buffers = buffers
+        self._norm = load_vector(file, f"blk.{i}.attn_norm.weight", config.n_embd)
+        self._eps = np.float32(config.rms_norm_eps)
+        self._heads = (config.n_head, config.n_head_kv, config.head_dim)
         self._layer = layer
 
-    def __call__(self, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> np.ndarray:
-        """x: float32 (n_tokens, n_embd), normed -> the same shape; the cache takes the tokens."""
-        n_tokens = len(x)
-        config, layer = self._config, self._layer
-        quantized = quantize_if_useful(x, self._q, self._k, self._v)
-        q = self._q(x, quantized).reshape(n_tokens, config.n_head, config.head_dim)
-        k = self._k(x, quantized).reshape(n_tokens, config.n_head_kv, config.head_dim)
-        v = self._v(x, quantized).reshape(n_tokens, config.n_head_kv, config.head_dim)
-        if layer.rope:
-            rotate_adjacent(q, rotation.cos, rotation.sin)
-            rotate_adjacent(k, rotation.cos, rotation.sin)
-        if layer.qk_norm:
-            rms_norm_heads(q, np.float32(config.rms_norm_eps))
-            rms_norm_heads(k, np.float32(config.rms_norm_eps))
-        if layer.temperature:
-            positions = np.arange(rotation.first_position, rotation.first_position + n_tokens)
-            growth = np.log1p((positions + 1) // layer.temperature.length)
-            factors = (1 + layer.temperature.scale * growth).astype(np.float32)
-            scale_tokens(q.reshape(n_tokens, -1), factors)
-        n_seen = cache.append(k, v, rotation.first_position)
-        out = np.empty_like(q)
-        scale = np.float32(config.head_dim**-0.5)
-        attend(q, cache.keys, cache.values, n_seen, scale, out)
-        return self._output(out.reshape(n_tokens, -1))
+    def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> None:
+        """Adds the attention to the stream x, float32 (n_tokens, n_embd); the cache takes the
+        tokens."""
+        attention_layer(
+            pool,
+            x,
+            self._norm,
+            self._eps,
+            self._products,
+            self._heads,
+            self._layer.qk_norm,
+            (rotation.cos, rotation.sin) if self._layer.rope else _NO_ROTATION,
+            self._temperatures(rotation.first_position, len(x)),
+            cache.keys,
+            cache.values,
+            cache.place(rotation.first_position),
+            self._buffers,
+        )
+
+    def _temperatures(self, first_position: int, n_tokens: int) -> np.ndarray:
+        """What each token's queries are multiplied by; empty where nothing is."""
+        temperature = self._layer.temperature
+        if temperature is None:
+            return _NO_TEMPERATURES
+        positions = np.arange(first_position, first_position + n_tokens)
+        growth = np.log1p((positions + 1) // temperature.length)
+        return (1 + temperature.scale * growth).astype(np.float32)
 
 
-class FeedForward:
-    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202)."""
-
-    __slots__ = ("_down", "_gate", "_up")
-
-    def __init__(self, gate: Matrix, up: Matrix, down: Matrix) -> None:
-        self._gate = gate
-        self._up = up
-        self._down = down
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """x: float32 (n_tokens, n_embd) -> the same shape."""
-        quantized = quantize_if_useful(x, self._gate, self._up)
-        return self._down(silu_mul(self._gate(x, quantized), self._up(x, quantized)))
+_NO_ROTATION = (np.empty((1, 0), np.float32),) * 2
+_NO_TEMPERATURES = np.empty(0, np.float32)
 
 
-def load_feed_forward(file: GGUFFile, i: int, suffix: str, n_embd: int, n_ff: int) -> FeedForward:
-    """A feed-forward that stays in RAM: suffix "" for the dense one, "_shexp" for the shared."""
-    return FeedForward(
-        load_matrix(file, f"blk.{i}.ffn_gate{suffix}.weight", n_ff, n_embd),
-        load_matrix(file, f"blk.{i}.ffn_up{suffix}.weight", n_ff, n_embd),
-        load_matrix(file, f"blk.{i}.ffn_down{suffix}.weight", n_embd, n_ff),
-    )
+class DenseFeedForward:
+    """The feed-forward of a layer without experts."""
+
+    def __init__(
+        self, file: GGUFFile, i: int, config: ModelConfig, n_ff: int, w: Workspace
+    ) -> None:
+        self._matrices = load_feed_forward(file, i, "", config.n_embd, n_ff)
+        gate, up, _ = self._matrices
+        self._buffers = w.experts._replace(
+            normed_int8=_if_useful(w.experts.normed_int8, gate.fmt, up.fmt)
+        )
+        self._job = np.zeros(1, FEED_FORWARD)
+        self._job[0] = resident_job(self._matrices, w, 0)
+        self._norm = load_vector(file, f"blk.{i}.ffn_norm.weight", config.n_embd)
+        self._eps = np.float32(config.rms_norm_eps)
+
+    def __call__(self, pool: Pool, x: np.ndarray) -> None:
+        """Adds the feed-forward to the stream x, float32 (n_tokens, n_embd)."""
+        dense_layer(pool, x, self._norm, self._eps, self._job, self._buffers)
 
 
 class MixtureOfExperts:
     """Routed experts from the store and, where the model has one, a shared expert beside them."""
 
     def __init__(
-        self, file: GGUFFile, i: int, n_embd: int, moe: MoeConfig, store: ExpertStore
+        self,
+        file: GGUFFile,
+        i: int,
+        config: ModelConfig,
+        moe: MoeConfig,
+        store: ExpertStore,
+        w: Workspace,
     ) -> None:
-        self._router = load_matrix(file, f"blk.{i}.ffn_gate_inp.weight", moe.n_expert, n_embd)
-        self._shared = (
-            load_feed_forward(file, i, "_shexp", n_embd, moe.n_ff_shared)
-            if moe.n_ff_shared
-            else None
-        )
+        n_embd = config.n_embd
         self._i = i
         self._moe = moe
         self._store = store
+        self._router = load_matrix(file, f"blk.{i}.ffn_gate_inp.weight", moe.n_expert, n_embd)
+        self._shared = np.zeros(1 if moe.n_ff_shared else 0, FEED_FORWARD)
+        formats = [self._router.fmt]
+        if moe.n_ff_shared:
+            begin = shared_begin(moe, w.n_batch)
+            self._shared_matrices = load_feed_forward(file, i, "_shexp", n_embd, moe.n_ff_shared)
+            self._shared[0] = resident_job(self._shared_matrices, w, begin)
+            formats += [matrix.fmt for matrix in self._shared_matrices[:2]]
+        gate, up, down = store.layout.layers[i]
+        self._template = np.zeros(1, FEED_FORWARD)
+        self._template[0] = _expert_template((gate, up, down), w)
+        self._buffers = w.experts._replace(
+            normed_int8=_if_useful(w.experts.normed_int8, *formats),
+            input_int8=_if_useful(w.experts.input_int8, gate.fmt, up.fmt),
+        )
+        self._router_product = np.zeros(1, PRODUCT)
+        self._router_product[0]["matrix"] = self._router.record
+        self._router_product[0]["input"] = input_record(w.experts.normed, w.experts.normed_int8)
+        self._router_product[0]["out"] = w.routing.logits.ctypes.data
+        self._routing = w.routing
+        self._jobs = np.zeros(moe.n_expert + 1, FEED_FORWARD)
+        self._norm = load_vector(file, f"blk.{i}.ffn_norm.weight", n_embd)
+        self._eps = np.float32(config.rms_norm_eps)
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """x: float32 (n_tokens, n_embd) -> the same shape.
+    def __call__(self, pool: Pool, x: np.ndarray) -> None:
+        """Adds the experts to the stream x, float32 (n_tokens, n_embd).
 
         Experts run in the order in which they reach RAM; their outputs are kept apart and added
         in the router's order, so that the sum does not depend on what was in RAM.
         """
-        n_tokens, n_embd = x.shape
-        chosen, weights = self._route(x)
-        input_weights, output_weights = weights, np.ones_like(weights)
-        if self._moe.gating is Gating.SOFTMAX:
-            input_weights, output_weights = output_weights, input_weights
-        outputs = np.empty((n_tokens, self._moe.n_expert_used, n_embd), np.float32)
-        output_rows = outputs.reshape(-1, n_embd)
-        with self._store.request(self._i, np.unique(chosen).tolist()) as request:
-            # The reads are under way: what is in RAM for good is computed meanwhile.
-            out = self._shared(x) if self._shared else np.zeros_like(x)
-            for expert, (gate, up, down) in request:
-                rows = np.flatnonzero(chosen == expert)
-                expert_input = np.empty((len(rows), n_embd), np.float32)
-                tokens = rows // self._moe.n_expert_used
-                gather_scaled(x, tokens, input_weights.ravel()[rows], expert_input)
-                output_rows[rows] = FeedForward(gate, up, down)(expert_input)
-        add_scaled_rows(out, outputs, output_weights)
-        return out
-
-    def _route(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The experts of each token, int64 (n_tokens, k), and their weights, float32 alike."""
-        shape = (len(x), self._moe.n_expert_used)
-        chosen, logits = np.empty(shape, np.int64), np.empty(shape, np.float32)
-        top_k(self._router(x), chosen, logits)
-        if self._moe.gating is Gating.SIGMOID_ON_INPUT:
-            with np.errstate(over="ignore"):  # to infinity, and the weight to 0
-                return chosen, 1 / (1 + np.exp(-logits))
-        # Renormalising a softmax over the chosen is the softmax of the chosen.
-        weights = np.exp(logits - logits[:, :1])
-        return chosen, weights / weights.sum(axis=1, keepdims=True)
+        moe, routing = self._moe, self._routing
+        softmax = moe.gating is Gating.SOFTMAX
+        n_experts = route(
+            pool, x, self._norm, self._eps, self._router_product, moe.n_expert, moe.n_expert_used,
+            softmax, routing, self._buffers,
+        )  # fmt: skip
+        chosen = routing.experts[:n_experts].tolist()
+        place_of = {expert: place for place, expert in enumerate(chosen)}
+        shared = self._shared
+        with self._store.request(self._i, chosen) as request:
+            # The reads are under way: what is in RAM is computed meanwhile.
+            for ready in request:
+                places = np.array([place_of[expert] for expert, _ in ready], np.int64)
+                addresses = np.array([where for _, where in ready], np.int64).reshape(-1, 3)
+                run_experts(
+                    pool, len(x), self._template, shared, places, addresses, routing.first_row,
+                    self._jobs,
+                )  # fmt: skip
+                shared = self._shared[:0]
+        has_shared = len(self._shared) > 0
+        combine(pool, x, moe.n_expert_used, softmax, has_shared, routing, self._buffers)
 
 
 class Layer:
     """Attention and feed-forward, each on the normed stream and added back to it."""
 
     def __init__(
-        self, file: GGUFFile, i: int, config: ModelConfig, layer: LayerConfig, store: ExpertStore
+        self,
+        file: GGUFFile,
+        i: int,
+        config: ModelConfig,
+        layer: LayerConfig,
+        store: ExpertStore,
+        workspace: Workspace,
     ) -> None:
-        self._attention_norm = Norm(file, f"blk.{i}.attn_norm.weight", config)
-        self._attention = Attention(file, i, config, layer.attention)
-        self._feed_forward_norm = Norm(file, f"blk.{i}.ffn_norm.weight", config)
+        self._attention = Attention(file, i, config, layer.attention, workspace)
         self._feed_forward = (
-            MixtureOfExperts(file, i, config.n_embd, layer.moe, store)
+            MixtureOfExperts(file, i, config, layer.moe, store, workspace)
             if layer.moe
-            else load_feed_forward(file, i, "", config.n_embd, layer.n_ff)
+            else DenseFeedForward(file, i, config, layer.n_ff, workspace)
         )
 
-    def __call__(self, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> None:
+    def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> None:
         """Adds the layer's work to the stream x, float32 (n_tokens, n_embd), in place."""
-        add_into(x, self._attention(self._attention_norm(x), cache, rotation))
-        add_into(x, self._feed_forward(self._feed_forward_norm(x)))
+        self._attention(pool, x, cache, rotation)
+        self._feed_forward(pool, x)
 
 
-def quantize_if_useful(x: np.ndarray, *matrices: Matrix) -> Int8Activations | None:
-    """Activations in int8, once for several matrices; None where none of them takes int8."""
-    if any(matrix.fmt.int8_activations for matrix in matrices):
-        return quantize_activations(x)
-    return None
+class Head:
+    """The last norm, and logits over the vocabulary."""
+
+    def __init__(self, file: GGUFFile, config: ModelConfig, w: Workspace) -> None:
+        name = "token_embd.weight" if config.tied_embeddings else "output.weight"
+        self._matrix = load_matrix(file, name, config.n_vocab, config.n_embd)
+        self._normed = w.experts.normed
+        self._normed_int8 = _if_useful(w.experts.normed_int8, self._matrix.fmt)
+        self._product = np.zeros(1, PRODUCT)
+        self._product[0]["matrix"] = self._matrix.record
+        self._product[0]["input"] = input_record(self._normed, self._normed_int8)
+        self._norm = load_vector(file, "output_norm.weight", config.n_embd)
+        self._eps = np.float32(config.rms_norm_eps)
+
+    def __call__(self, pool: Pool, x: np.ndarray, logits: np.ndarray) -> None:
+        """Fills logits, float32 (n_tokens, n_vocab), from x, float32 (n_tokens, n_embd)."""
+        output_head(
+            pool, x, self._norm, self._eps, self._product, self._normed, self._normed_int8, logits
+        )
+
+
+Matrices = tuple[Matrix, Matrix, Matrix]
+
+
+def load_feed_forward(file: GGUFFile, i: int, suffix: str, n_embd: int, n_ff: int) -> Matrices:
+    """Gate, up and down that stay in RAM: suffix "" of the dense one, "_shexp" of the shared."""
+    return (
+        load_matrix(file, f"blk.{i}.ffn_gate{suffix}.weight", n_ff, n_embd),
+        load_matrix(file, f"blk.{i}.ffn_up{suffix}.weight", n_ff, n_embd),
+        load_matrix(file, f"blk.{i}.ffn_down{suffix}.weight", n_embd, n_ff),
+    )
+
+
+def resident_job(matrices: Matrices, w: Workspace, hidden_begin: int) -> np.void:
+    """The ``FEED_FORWARD`` of the whole batch; its hidden values begin at ``hidden_begin``."""
+    gate, up, down = matrices
+    job = np.zeros(1, FEED_FORWARD)[0]
+    job["gate"], job["up"], job["down"] = gate.record, up.record, down.record
+    job["input"] = input_record(
+        w.experts.normed, _if_useful(w.experts.normed_int8, gate.fmt, up.fmt)
+    )
+    hidden_int8 = _if_useful(w.experts.hidden_int8, down.fmt)
+    job["hidden"] = input_record(w.experts.hidden, hidden_int8, hidden_begin)
+    job["up_out"] = w.experts.up[hidden_begin:].ctypes.data
+    job["out"] = w.experts.update.ctypes.data
+    return job
+
+
+def _expert_template(
+    matrices: tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix], w: Workspace
+) -> np.void:
+    """The ``FEED_FORWARD`` of an expert whose rows and weights are still to be told."""
+    gate, up, down = matrices
+    job = np.zeros(1, FEED_FORWARD)[0]
+    for name, matrix in (("gate", gate), ("up", up), ("down", down)):
+        job[name] = matrix_record(matrix.fmt.in_ram, 0, matrix.n_rows, matrix.n_cols)
+    job["input"] = input_record(w.experts.input, _if_useful(w.experts.input_int8, gate.fmt, up.fmt))
+    job["hidden"] = input_record(w.experts.hidden, _if_useful(w.experts.hidden_int8, down.fmt))
+    job["up_out"] = w.experts.up.ctypes.data
+    job["out"] = w.experts.output.ctypes.data
+    return job
+
+
+def input_record(x: np.ndarray, int8: Int8Buffers, begin: int = 0) -> np.void:
+    """The ``INPUT`` of flat buffers from value ``begin`` on, a whole group."""
+    q, scales, sums = int8
+    record = np.zeros(1, INPUT)[0]
+    record["x"] = x[begin:].ctypes.data
+    if len(q):
+        record["q"] = q[begin:].ctypes.data
+        record["scales"] = scales[begin // GROUP :].ctypes.data
+        record["sums"] = sums[2 * (begin // GROUP) :].ctypes.data
+    return record
+
+
+def _if_useful(int8: Int8Buffers, *formats: Format) -> Int8Buffers:
+    """The buffers, or none where no format takes its activations in int8."""
+    return int8 if any(fmt.int8_activations for fmt in formats) else NO_INT8

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numba
 import numpy as np
-import psutil
 
 from q4run.budget import MemoryPlan, plan_memory
+from q4run.cores import choose_threads
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS, choose_method
@@ -92,7 +91,7 @@ def load(
     share of what is free. It bounds all that the process holds beyond the fixed allowance for the
     interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core.
     context: None is 4096 tokens, or what the model was trained on where that is less.
-    kv_type: ``f16`` or ``f32``. Raises ``q4run.Error`` and its kinds.
+    kv_type: ``f16``, ``f32`` or ``q8_0``. Raises ``q4run.Error`` and its kinds.
     """
     if kv_type not in KV_TYPES:
         raise Error(f"there is no KV type '{kv_type}'; choose {' or '.join(KV_TYPES)}")
@@ -121,8 +120,9 @@ def load(
         )
     template = load_chat_template(file.metadata, tokenizer)
     formats = {fmt for tensor in file.tensors.values() if (fmt := find_format(tensor.type))}
-    in_order = sorted(formats, key=lambda fmt: fmt.name)
+    in_order = sorted({fmt.in_ram for fmt in formats}, key=lambda fmt: fmt.name)
     warm_up(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
+    cache = KVCache(config, context, kv_type)
     store = ExpertStore(layout, plan.n_slots, METHODS[io](file.parts))
     try:
         transformer = Transformer(
@@ -131,23 +131,18 @@ def load(
     except BaseException:
         store.close()
         raise
-    session = Session(transformer, KVCache(config, context, kv_type))
+    session = Session(transformer, cache)
     model = Model(file.path, config, plan, transformer, store, session, tokenizer, template)
     model.threads = threads
     model.io = io
+    model.notes = [
+        f"{fmt.name} has no kernels: such matrices are held in RAM as {fmt.in_ram.name},"
+        f" {fmt.in_ram.bits_per_weight / fmt.bits_per_weight:.1f} times the size"
+        for fmt in sorted(formats, key=lambda fmt: fmt.name)
+        if fmt.in_ram is not fmt
+    ]
     model.load_s = time.perf_counter() - started
     return model
-
-
-def choose_threads(threads: int | None) -> int:
-    """How many threads compute: what was asked for, or one per physical core of this process."""
-    most = numba.config.NUMBA_NUM_THREADS
-    if threads is None:
-        physical = psutil.cpu_count(logical=False) or most
-        threads = min(physical, most)
-    if not 1 <= threads <= most:
-        raise Error(f"{threads} threads cannot be had: this machine gives 1 to {most}")
-    return threads
 
 
 def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
@@ -179,6 +174,7 @@ class Model:
         self.threads = 0
         self.io = ""
         self.load_s = 0.0
+        self.notes: list[str] = []  # what a person should be told once
         self._transformer = transformer
         self._store = store
 

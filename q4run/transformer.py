@@ -3,17 +3,18 @@
 import re
 from collections.abc import Callable, Sequence
 
-import numba
 import numpy as np
 
 from q4run.errors import Error, FormatError, UnsupportedError
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile
 from q4run.interrupts import safe_points
+from q4run.kernels.threads.pool import ThreadPool
 from q4run.kv_cache import KVCache
-from q4run.layers import Layer, Norm, RotaryEmbedding
+from q4run.layers import Head, Layer, RotaryEmbedding
 from q4run.models.config import ModelConfig
-from q4run.weights import EmbeddingTable, load_matrix, load_vector
+from q4run.weights import EmbeddingTable, load_vector
+from q4run.workspace import Workspace
 
 # What the layers read, whatever the family; a file that holds more would run wrongly.
 _KNOWN_TENSOR = re.compile(
@@ -42,17 +43,16 @@ class Transformer:
         _check_all_known(file)
         self.config = config
         self._n_batch = n_batch
-        self._threads = threads
+        workspace = Workspace(config, n_batch)
         self._embedding = EmbeddingTable(file, config.n_vocab, config.n_embd)
         self._rotary = RotaryEmbedding(config, _rope_factors(file, config))
         self._layers = []
         for i, layer in enumerate(config.layers):
-            self._layers.append(Layer(file, i, config, layer, store))
+            self._layers.append(Layer(file, i, config, layer, store, workspace))
             if progress:
                 progress(i + 1, len(config.layers))
-        self._output_norm = Norm(file, "output_norm.weight", config)
-        output = "token_embd.weight" if config.tied_embeddings else "output.weight"
-        self._output = load_matrix(file, output, config.n_vocab, config.n_embd)
+        self._head = Head(file, config, workspace)
+        self._pool = ThreadPool(threads)
 
     def forward(
         self, ids: Sequence[int], cache: KVCache, *, all_logits: bool = False
@@ -73,21 +73,21 @@ class Transformer:
         outside = [token for token in ids if not 0 <= token < self.config.n_vocab]
         if outside:
             raise Error(f"token {outside[0]} is not in the vocabulary of {self.config.n_vocab}")
-        rows = len(ids) if all_logits else 0
-        logits = np.empty((rows, self.config.n_vocab), np.float32)
+        logits = np.empty((len(ids) if all_logits else 1, self.config.n_vocab), np.float32)
         done = 0
-        numba.set_num_threads(self._threads)  # numba keeps this number per calling thread
         with safe_points() as check_interrupt:
             while done < len(ids):
                 n_tokens = cache.begin(min(self._n_batch, len(ids) - done))
                 x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
                 cache.commit(n_tokens)
                 if all_logits:
-                    self._output(self._output_norm(x), out=logits[done : done + n_tokens])
+                    self._head(self._pool.state, x, logits[done : done + n_tokens])
                 done += n_tokens
+                x = x[-1:].copy()  # the other tokens are not needed any more
         if all_logits:
             return logits
-        return self._output(self._output_norm(x[-1:]))[0]
+        self._head(self._pool.state, x, logits)
+        return logits[0]
 
     def _run_layers(
         self, ids: Sequence[int], cache: KVCache, check_interrupt: Callable[[], None]
@@ -96,10 +96,12 @@ class Transformer:
         rotation = self._rotary(cache.length, len(ids))
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
             check_interrupt()
-            layer(x, layer_cache, rotation)
+            layer(self._pool.state, x, layer_cache, rotation)
         return x
 
     def close(self) -> None:
+        """Ends the threads and lets go of the file."""
+        self._pool.close()
         self._embedding.close()
 
 

@@ -2,36 +2,41 @@
 
 import os
 from collections.abc import Sequence
+from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
 
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo
-from q4run.kernels.activations import Int8Activations
 from q4run.kernels.formats import Format, all_formats, find_format
-from q4run.kernels.matmul import matmul
+from q4run.kernels.products import matrix_record
+from q4run.kernels.strips import ROWS, padded_rows, to_strips
 from q4run.read_at import read_at
+
+_READ_BYTES = 1 << 20
+# So many embeddings are read at a time: on its way to float32 a value takes up to 16 bytes.
+_EMBEDDINGS_AT_ONCE = 16
+_BYTES_ON_THE_WAY = 16
 
 
 class Matrix:
-    """A quantised matrix, n_rows outputs by n_cols inputs, in the bytes of its format."""
+    """A quantised matrix, n_rows outputs by n_cols inputs, in strips of interleaved rows."""
 
-    __slots__ = ("data", "fmt")
+    __slots__ = ("_strips", "fmt", "n_cols", "n_rows")
 
-    def __init__(self, fmt: Format, data: np.ndarray) -> None:
-        """data: uint8 (n_rows, fmt.row_bytes(n_cols)), C-contiguous."""
+    def __init__(self, fmt: Format, strips: np.ndarray, n_rows: int, n_cols: int) -> None:
+        """fmt: one that has kernels; strips: uint8 (padded_rows(n_rows), fmt.row_bytes(n_cols)), as
+        ``interleave`` fills them."""
         self.fmt = fmt
-        self.data = data
+        self.n_rows = n_rows
+        self.n_cols = n_cols
+        self._strips = strips
 
-    def __call__(
-        self,
-        x: np.ndarray,
-        quantized: Int8Activations | None = None,
-        out: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """x (n_tokens, n_cols) float32 times the matrix -> float32 (n_tokens, n_rows)."""
-        return matmul(self.fmt, self.data, x, quantized, out)
+    @property
+    def record(self) -> np.void:
+        """The ``MATRIX`` that kernels take; valid as long as this object lives."""
+        return matrix_record(self.fmt, self._strips.ctypes.data, self.n_rows, self.n_cols)
 
 
 def format_of(tensor: TensorInfo) -> Format:
@@ -61,9 +66,17 @@ def load_matrix(file: GGUFFile, name: str, n_rows: int, n_cols: int) -> Matrix:
     """Reads a whole matrix into RAM."""
     tensor = checked_tensor(file, name, (n_rows, n_cols))
     fmt = format_of(tensor)
-    data = np.empty((n_rows, fmt.row_bytes(n_cols)), np.uint8)
-    _read_into(tensor.path, tensor.offset, data)
-    return Matrix(fmt, data)
+    row_bytes = fmt.row_bytes(n_cols)
+    strips = np.empty((padded_rows(n_rows), fmt.in_ram.row_bytes(n_cols)), np.uint8)
+    rows_at_once = max(ROWS, padded_rows(_READ_BYTES // row_bytes))
+    rows = np.empty((min(rows_at_once, n_rows), row_bytes), np.uint8)
+    with tensor.path.open("rb", buffering=0) as source:
+        source.seek(tensor.offset)
+        for first in range(0, n_rows, rows_at_once):
+            part = rows[: n_rows - first]
+            _read_all(source, tensor.path, part)
+            to_strips(fmt, part, strips[first : first + padded_rows(len(part))])
+    return Matrix(fmt.in_ram, strips, n_rows, n_cols)
 
 
 def load_vector(file: GGUFFile, name: str, size: int) -> np.ndarray:
@@ -71,8 +84,16 @@ def load_vector(file: GGUFFile, name: str, size: int) -> np.ndarray:
     tensor = checked_tensor(file, name, (size,))
     fmt = format_of(tensor)
     data = np.empty(fmt.row_bytes(size), np.uint8)
-    _read_into(tensor.path, tensor.offset, data)
+    with tensor.path.open("rb", buffering=0) as source:
+        source.seek(tensor.offset)
+        _read_all(source, tensor.path, data)
     return fmt.dequantize(data).copy()
+
+
+def embedding_bytes(n_tokens: int, n_embd: int) -> int:
+    """What ``EmbeddingTable.rows`` takes, its result included."""
+    at_once = min(n_tokens, _EMBEDDINGS_AT_ONCE)
+    return (4 * n_tokens + _BYTES_ON_THE_WAY * at_once) * n_embd
 
 
 class EmbeddingTable:
@@ -81,6 +102,7 @@ class EmbeddingTable:
     def __init__(self, file: GGUFFile, n_vocab: int, n_embd: int) -> None:
         tensor = checked_tensor(file, "token_embd.weight", (n_vocab, n_embd))
         self._fmt = format_of(tensor)
+        self._n_embd = n_embd
         self._offset = tensor.offset
         self._row_bytes = self._fmt.row_bytes(n_embd)
         self._path = tensor.path
@@ -88,12 +110,16 @@ class EmbeddingTable:
 
     def rows(self, ids: Sequence[int]) -> np.ndarray:
         """float32 (len(ids), n_embd); ids must be below n_vocab."""
-        raw = np.empty((len(ids), self._row_bytes), np.uint8)
-        for row, token in zip(raw, ids, strict=True):
-            offset = self._offset + token * self._row_bytes
-            if read_at(self._file, row.data, offset) != self._row_bytes:
-                raise FormatError(f"{self._path}: the file became shorter while it was in use")
-        return self._fmt.dequantize(raw)
+        x = np.empty((len(ids), self._n_embd), np.float32)
+        raw = np.empty((min(len(ids), _EMBEDDINGS_AT_ONCE), self._row_bytes), np.uint8)
+        for first in range(0, len(ids), _EMBEDDINGS_AT_ONCE):
+            part = ids[first : first + _EMBEDDINGS_AT_ONCE]
+            for row, token in zip(raw, part, strict=False):
+                offset = self._offset + token * self._row_bytes
+                if read_at(self._file, row.data, offset) != self._row_bytes:
+                    raise FormatError(f"{self._path}: the file became shorter while it was in use")
+            x[first : first + len(part)] = self._fmt.dequantize(raw[: len(part)])
+        return x
 
     def close(self) -> None:
         if self._file >= 0:
@@ -101,13 +127,11 @@ class EmbeddingTable:
             self._file = -1
 
 
-def _read_into(path: Path, offset: int, data: np.ndarray) -> None:
-    """Fills ``data`` from ``offset`` on; FormatError where the file ends early."""
+def _read_all(source: RawIOBase, path: Path, data: np.ndarray) -> None:
+    """Fills ``data`` from where ``source`` stands; FormatError where the file ends early."""
     view = data.data.cast("B")
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise FormatError(f"{path}: the file became shorter while it was being read")
-            view = view[count:]
+    while view:
+        count = source.readinto(view)
+        if not count:
+            raise FormatError(f"{path}: the file became shorter while it was being read")
+        view = view[count:]

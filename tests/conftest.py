@@ -1,8 +1,11 @@
 """Fixtures that several test files share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from q4run.kernels.threads.pool import ALONE, Pool, ThreadPool
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -15,9 +18,14 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.fixture(params=["one thread", "all threads"])
-def kernel_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test with both forms of the kernels, whatever the size of its work."""
-    small_work = 1 << 62 if request.param == "one thread" else -1
-    monkeypatch.setattr("q4run.kernels.compile._SMALL_WORK", small_work)
-    return request.param
+@pytest.fixture(scope="session")
+def three_threads() -> Iterator[Pool]:
+    """The state of a pool of three threads: more than some machines have cores."""
+    with ThreadPool(3) as pool:
+        yield pool.state
+
+
+@pytest.fixture(params=["alone", "three threads"])
+def pool(request: pytest.FixtureRequest, three_threads: Pool) -> Pool:
+    """What kernels take as their threads: runs a test on the caller's alone and on three."""
+    return ALONE if request.param == "alone" else three_threads

@@ -3,6 +3,8 @@
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
+from copy import copy
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,22 +16,26 @@ from q4run import budget as budget_module
 from q4run.bench.synthetic import Geometry, write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, MemoryPlan, plan_memory
 from q4run.errors import BudgetError
+from q4run.experts.filling import buffer_bytes
 from q4run.experts.layout import ExpertLayout, read_layout
 from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
-from q4run.gguf_file import GGUFFile, open_gguf
+from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import find_format_named
 from q4run.kv_cache import KVCache
-from q4run.layers import FeedForward
+from q4run.layers import MixtureOfExperts
 from q4run.memory import parse_size
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
 from q4run.transformer import Transformer
+from q4run.workspace import workspace_bytes
 
 N_VOCAB, N_EMBD, N_FF, N_LAYERS = 320, 256, 512, 3
 
 
-def write_llama(path: Path, *, n_expert: int = 0, tied: bool = False) -> None:
+def write_llama(
+    path: Path, *, n_expert: int = 0, tied: bool = False, n_vocab: int = N_VOCAB
+) -> None:
     """A random Llama in q8_0 or, with experts, a Mixtral; ``tied``: the embedding is the head."""
     rng = np.random.default_rng(0)
     fmt = find_format_named("q8_0")
@@ -53,7 +59,7 @@ def write_llama(path: Path, *, n_expert: int = 0, tied: bool = False) -> None:
         else:
             writer.add_tensor(name, fmt.quantize(values), raw_dtype=fmt.ggml_type)
 
-    add("token_embd.weight", N_VOCAB, N_EMBD)
+    add("token_embd.weight", n_vocab, N_EMBD)
     experts, suffix = ((n_expert,), "_exps") if n_expert else ((), "")
     for i in range(N_LAYERS):
         add(f"blk.{i}.attn_norm.weight", N_EMBD)
@@ -68,7 +74,7 @@ def write_llama(path: Path, *, n_expert: int = 0, tied: bool = False) -> None:
         add(f"blk.{i}.ffn_down{suffix}.weight", *experts, N_EMBD, N_FF)
     add("output_norm.weight", N_EMBD)
     if not tied:
-        add("output.weight", N_VOCAB, N_EMBD)
+        add("output.weight", n_vocab, N_EMBD)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -92,7 +98,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     ),
     "mixtral": lambda path: write_llama(path, n_expert=8),
     "dense": write_llama,
-    "dense_tied": lambda path: write_llama(path, tied=True),
+    # No whole number of strips of rows.
+    "dense_tied": lambda path: write_llama(path, tied=True, n_vocab=N_VOCAB + 3),
 }
 
 
@@ -196,6 +203,15 @@ def test_the_least_budget_holds_one_expert(model, machine):
     assert plan.all_resident == (model.layout.n_experts == 0)
 
 
+def test_a_little_more_than_the_least_buys_batches(model, machine):
+    """Logits and read buffers, which any batch needs, are no reason to run token by token."""
+    plan = model.plan(model.least() + 2 * 3 * N_FF * N_EMBD * 34 // 32)  # two experts more
+    assert 8 <= plan.n_batch <= 64
+    if model.layout.n_experts:
+        assert plan.n_slots == 2
+    assert plan.scratch >= 8 * buffer_bytes(model.layout) + 16 * N_VOCAB
+
+
 def test_a_longer_context_takes_room_from_the_slots(model, machine):
     ram_budget = model.least(2000) + 2 * model.layout.slot_bytes
     short, long = (model.plan(ram_budget, context) for context in (16, 2000))
@@ -293,37 +309,64 @@ def allocated(work: Callable[[], object]) -> tuple[int, int]:
 
 def test_weights_and_cache_take_what_is_planned(model, machine, store):
     plan = model.plan(10**9, context=200)
-    left, _ = allocated(lambda: Transformer(model.file, model.config, store, 1, 1))
-    assert 0.99 * plan.dense <= left <= plan.dense + 50_000  # Python's own objects
+    planned = plan.dense + workspace_bytes(model.config, 16)
+    Transformer(model.file, model.config, store, 16, 1).close()  # compiles what is not compiled yet
+    left, most = allocated(lambda: Transformer(model.file, model.config, store, 16, 1))
+    assert 0.99 * planned <= left <= planned + 60_000  # Python's own objects
+    largest = max(tensor.n_bytes for tensor in model.file.tensors.values())
+    assert most <= planned + min(largest, 1 << 20) + 60_000  # what a matrix is read into
     left, _ = allocated(lambda: KVCache(model.config, 200, "f16"))
     assert plan.kv <= left <= plan.kv + 10_000
 
 
 @pytest.mark.parametrize("routing", ["as it comes", "all to one expert"])
-@pytest.mark.parametrize("n_batch", [1, 64, 256])
+@pytest.mark.parametrize("n_batch", [1, 64, 128, 256])
 def test_a_pass_allocates_no_more_than_planned(model, store, n_batch, routing):
     transformer = Transformer(model.file, model.config, store, n_batch, 1)
     if routing == "all to one expert":
         for layer in transformer._layers:
-            if not isinstance(layer._feed_forward, FeedForward):
-                layer._feed_forward._router.data[:] = 0
+            if isinstance(layer._feed_forward, MixtureOfExperts):
+                layer._feed_forward._router._strips[:] = 0
     cache = KVCache(model.config, 256, "f16")
     ids = np.random.default_rng(2).integers(0, N_VOCAB, min(256, 4 * n_batch)).tolist()
     transformer.forward(ids, cache)  # fills the slots, and compiles what is not compiled yet
     cache.rewind(0)
     _, most = allocated(lambda: transformer.forward(ids, cache))
-    planned = budget_module._scratch_bytes(model.config, n_batch)
-    assert most <= planned + 8_000  # Python's own objects
-    assert most >= planned / 3  # the plan is no wild guess either
+    workspace = workspace_bytes(model.config, n_batch)
+    planned = budget_module._batch_bytes(model.config, n_batch) + 4 * N_VOCAB
+    assert workspace + most <= planned + 20_000  # Python's own objects
+    assert workspace + most >= planned / 3  # the plan is no wild guess either
     transformer.close()
 
 
 def test_dense_bytes_are_what_is_loaded(model, machine):
-    """Neither the experts nor an embedding of its own count; a tied one does, being the head."""
+    """Neither the experts nor an embedding of its own count; a tied one does, being the head.
+
+    Rows are filled up to whole strips of eight.
+    """
     sizes = {name: tensor.n_bytes for name, tensor in model.file.tensors.items()}
+    if model.config.tied_embeddings:
+        sizes["token_embd.weight"] += 5 * sizes["token_embd.weight"] // (N_VOCAB + 3)
     experts = sum(size for name, size in sizes.items() if "_exps" in name)
     dense = sum(sizes.values()) - experts
     if not model.config.tied_embeddings:
         dense -= sizes["token_embd.weight"]
     assert model.plan(10**9).dense == dense
     assert model.layout.n_bytes == experts
+
+
+def test_types_without_kernels_are_planned_as_they_are_in_ram(model, machine):
+    """Several times the file's bytes; vectors as float32, and a tensor may have no axes at all."""
+    before = model.plan(10**9)
+    kind = gguf.GGMLQuantizationType
+    extra = {
+        name: TensorInfo(name, shape, fmt, model.file.path, 0, 0)
+        for name, shape, fmt in (
+            ("matrix", (12, 512), kind.IQ1_S),
+            ("vector", (256,), kind.IQ1_S),
+            ("number", (), kind.F16),
+        )
+    }
+    model = copy(model)
+    model.file = replace(model.file, tensors={**model.file.tensors, **extra})
+    assert model.plan(10**9).dense == before.dense + 16 * 512 * 34 // 32 + 4 * 256 + 4

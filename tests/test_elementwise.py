@@ -3,19 +3,15 @@
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 
-from q4run.kernels.elementwise import (
-    add_into,
-    add_scaled_rows,
-    gather_scaled,
-    scale_tokens,
-    silu_mul,
-)
+from q4run.kernels.elementwise import add_into, silu_mul
 from q4run.kernels.norm import rms_norm, rms_norm_heads
 from q4run.kernels.rope import rotate_adjacent
 from q4run.kernels.routing import top_k
+from q4run.kv_cache import KV_TYPES
 
 WIDTHS = [1, 7, 8, 9, 64, 333]  # around the eight lanes of a vector
 
@@ -84,30 +80,42 @@ def test_position_zero_is_not_rotated():
 # Activations.
 
 
-@pytest.mark.parametrize("n", WIDTHS)
-@pytest.mark.parametrize("n_tokens", [0, 1, 2, 5])
-def test_silu_mul(n, n_tokens):
-    gate, up = normal(n_tokens, n) * np.float32(8), normal(n_tokens, n, seed=1)
-    expected = wide(gate) / (1 + np.exp(-wide(gate))) * up
+@numba.njit
+def silu_mul_range(gate, up, begin, end):
+    silu_mul(gate, up, begin, end)
+
+
+@pytest.mark.parametrize("n", [0, *WIDTHS])
+@pytest.mark.parametrize("begin", [0, 1, 24])
+def test_silu_mul(n, begin):
+    gate, up = normal(begin + n + 9) * np.float32(8), normal(begin + n + 9, seed=1)
     given, up_before = gate.copy(), up.copy()
-    assert silu_mul(given, up) is given
-    np.testing.assert_allclose(given, expected, rtol=2e-6)
+    silu_mul_range(given, up, begin, begin + n)
+    inside = slice(begin, begin + n)
+    expected = wide(gate)
+    expected[inside] = (wide(gate) / (1 + np.exp(-wide(gate))) * up)[inside]
+    np.testing.assert_allclose(given[inside], expected[inside], rtol=2e-6)
+    np.testing.assert_array_equal(given[:begin], gate[:begin])
+    np.testing.assert_array_equal(given[begin + n :], gate[begin + n :])
     np.testing.assert_array_equal(up, up_before)
 
 
 def test_silu_mul_of_large_gates():
     """In the eight lanes and in the tail: no overflow either way."""
-    gate = np.tile(np.array([-1000, -100, -88, -87, 87, 88, 100, 1000], np.float32), 2)
-    gate = gate[None, :15].copy()
+    gate = np.tile(np.array([-1000, -100, -88, -87, 87, 88, 100, 1000], np.float32), 2)[:15].copy()
     expected = np.where(gate > 0, gate, 0)
-    got = silu_mul(gate, np.ones_like(gate))
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-34)
+    silu_mul_range(gate, np.ones_like(gate), 0, 15)
+    np.testing.assert_allclose(gate, expected, rtol=1e-6, atol=1e-34)
 
 
-def test_silu_mul_of_a_token_alone_equals_the_batch():
-    gate, up = normal(6, 77) * np.float32(4), normal(6, 77, seed=1)
-    alone = [silu_mul(gate[i : i + 1].copy(), up[i : i + 1])[0] for i in range(6)]
-    np.testing.assert_array_equal(silu_mul(gate.copy(), up), np.stack(alone))
+def test_silu_mul_in_parts_is_the_same_bits():
+    """Parts of whole vectors, as threads take them."""
+    gate, up = normal(77) * np.float32(4), normal(77, seed=1)
+    whole, parts = gate.copy(), gate.copy()
+    silu_mul_range(whole, up, 0, 77)
+    for begin, end in ((32, 64), (64, 77), (0, 32)):
+        silu_mul_range(parts, up, begin, end)
+    np.testing.assert_array_equal(parts, whole)
 
 
 # Sums.
@@ -119,44 +127,6 @@ def test_add_into(n, n_tokens):
     x, y = normal(n_tokens, n), normal(n_tokens, n, seed=1)
     expected = x + y
     add_into(x, y)
-    np.testing.assert_array_equal(x, expected)
-
-
-@pytest.mark.parametrize("n", WIDTHS)
-@pytest.mark.parametrize("rows", [[], [2], [0, 3, 3, 1]])
-def test_gather_scaled(n, rows):
-    x, weights = normal(4, n), normal(len(rows), seed=1)
-    out = np.full((len(rows), n), np.nan, np.float32)
-    gather_scaled(x, np.array(rows, np.int64), weights, out)
-    np.testing.assert_array_equal(out, x[rows] * weights[:, None])
-
-
-@pytest.mark.parametrize("n", WIDTHS)
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_add_scaled_rows(n, k):
-    x, rows, weights = normal(3, n), normal(3, k, n, seed=1), normal(3, k, seed=2)
-    expected = wide(x) + np.einsum("tk,tkn->tn", wide(weights), wide(rows))
-    together = x.copy()
-    add_scaled_rows(together, rows, weights)
-    np.testing.assert_allclose(together, expected, atol=2e-6)
-    for i in range(3):
-        alone = x[i : i + 1].copy()
-        add_scaled_rows(alone, rows[i : i + 1], weights[i : i + 1])
-        np.testing.assert_array_equal(alone[0], together[i])
-
-
-def test_rows_of_weight_one_are_added_exactly():
-    x, rows = normal(2, 20), normal(2, 1, 20, seed=1)
-    expected = x + rows[:, 0]
-    add_scaled_rows(x, rows, np.ones((2, 1), np.float32))
-    np.testing.assert_array_equal(x, expected)
-
-
-@pytest.mark.parametrize("n_tokens", [0, 1, 3])
-def test_scale_tokens(n_tokens):
-    x, factors = normal(n_tokens, 21), normal(n_tokens, seed=1)
-    expected = x * factors[:, None]
-    scale_tokens(x, factors)
     np.testing.assert_array_equal(x, expected)
 
 
@@ -210,8 +180,8 @@ from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import open_gguf
-from q4run.kernels.compile import Threaded
 from q4run.kernels.formats import find_format
+from q4run.kernels.multiply import multiply_address
 from q4run.kernels.warmup import warm_up
 from q4run.kv_cache import KV_TYPES, KVCache
 from q4run.models import read_config
@@ -220,39 +190,43 @@ from q4run.transformer import Transformer
 
 def compiled():
     modules = [module for name, module in sys.modules.items() if name.startswith("q4run.kernels")]
-    values = [value for module in modules for value in vars(module).values()]
-    forms = [form for value in values if isinstance(value, Threaded)
-             for form in (value._serial, value._parallel)]
-    functions = {value for value in [*values, *forms]
+    functions = {value for module in modules for value in vars(module).values()
                  if isinstance(value, CPUDispatcher) and value.targetoptions.get("nogil")}
     return sorted((function.__qualname__, len(function.signatures)) for function in functions)
 
 
-path = Path(sys.argv[1]) / "model.gguf"
-write_model(path, Geometry(4, 64, 4, 2, 16, 64, 4, 300), "q8_0")
-file = open_gguf(path)
-config = read_config(file)
+folder, kv_type = Path(sys.argv[1]), sys.argv[2]
+write_model(folder / "moe", Geometry(4, 64, 4, 2, 16, 64, 4, 300), "q8_0")
+write_model(folder / "dense", Geometry(4, 64, 4, 2, 16, 64, 4, 300, moe_step=2), "q4_0")
+files = [open_gguf(folder / name) for name in ("moe", "dense")]
 steps = []
-formats = {find_format(tensor.type) for tensor in file.tensors.values()}
-warm_up(formats, KV_TYPES["f16"], lambda *step: steps.append(step))
+formats = {find_format(tensor.type) for file in files for tensor in file.tensors.values()}
+warm_up(formats, KV_TYPES[kv_type], lambda *step: steps.append(step))
 assert [done for done, _ in steps] == list(range(1, len(steps) + 1)), steps
 assert {total for _, total in steps} == {len(steps)}, steps
-before = compiled()
-assert before.count(("_matmul_int8", 1)) == before.count(("attend", 1)) == 2, before
-store = ExpertStore(read_layout(file, config), 2, METHODS["pread"](file.parts))
-transformer = Transformer(file, config, store, 16, 1)
-cache = KVCache(config, 64, "f16")
-transformer.forward(list(range(40)), cache, all_logits=True)
-transformer.forward([7], cache)
+before, n_formats = compiled(), multiply_address.cache_info().misses
+assert n_formats == len(formats) == 3, formats
+for name in ("attention_layer", "route", "run_experts", "combine", "dense_layer", "output_head"):
+    assert before.count((name, 1)) == 1, (name, before)
+for file in files:
+    config = read_config(file)
+    store = ExpertStore(read_layout(file, config), 2, METHODS["pread"](file.parts))
+    transformer = Transformer(file, config, store, 16, 2)
+    cache = KVCache(config, 64, kv_type)
+    transformer.forward(list(range(40)), cache, all_logits=True)
+    transformer.forward([7], cache)
+    transformer.close()
+    store.close()
 assert compiled() == before, (before, compiled())
-store.close()
+assert multiply_address.cache_info().misses == n_formats
 """
 
 
-def test_after_warming_up_nothing_is_compiled(tmp_path):
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_after_warming_up_nothing_is_compiled(tmp_path, kv_type):
     """Or the first token would wait for it, without a word."""
     run = subprocess.run(
-        [sys.executable, "-c", USE_A_MODEL, str(tmp_path)],
+        [sys.executable, "-c", USE_A_MODEL, str(tmp_path), kv_type],
         capture_output=True,
         text=True,
         timeout=300,

@@ -7,101 +7,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
+from expert_files import Experts, fetch
 
-from q4run.errors import Error, FormatError
+from q4run.errors import Error
+from q4run.experts import filling
 from q4run.experts import store as store_module
-from q4run.experts.layout import ALIGNMENT, ExpertLayout, read_layout
+from q4run.experts.filling import N_READERS, cut_into_pieces
 from q4run.experts.methods import METHODS, choose_method
-from q4run.experts.slots import Slots
 from q4run.experts.store import ExpertStore
-from q4run.gguf_file import GGUFFile, TensorInfo
-from q4run.gguf_file.metadata import Metadata
-from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
 
-N_EMBD, N_FF, N_EXPERT = 64, 96, 6
-Q8_0, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
-
-
-class Experts:
-    """A file of random bytes, and where the experts of three MoE layers (0, 2, 3) lie in it.
-
-    Layer 0 is q8_0 (an expert's matrix is 6528 bytes, no whole number of pages), layer 2 is f32
-    (24576 bytes, six pages), layer 3 has a gate in q8_0 and fewer experts. Layer 1 is dense.
-    """
-
-    def __init__(self, folder: Path, alignment: int) -> None:
-        self.alignment = alignment
-        self.paths = [folder / "part1", folder / "part2"]
-        self.tensors: dict[str, TensorInfo] = {}
-        sizes = [alignment, 3 * alignment]
-        for layer, n_expert, types in ((0, 6, (Q8_0, Q8_0, Q8_0)), (2, 6, (F32, F32, F32))):
-            self._add_layer(layer, n_expert, types, 0, sizes)
-        self._add_layer(3, 3, (Q8_0, F32, F32), 1, sizes)
-        rng = np.random.default_rng(alignment)
-        self.contents = {}
-        for path, size in zip(self.paths, sizes, strict=True):
-            self.contents[path] = rng.integers(0, 256, size).astype(np.uint8)
-            path.write_bytes(self.contents[path].tobytes())
-        self.config = made_up_config([moe(6), None, moe(6), moe(3)])
-        self.layout = read_layout(self._file(), self.config)
-
-    def _add_layer(self, layer, n_expert, types, part, sizes) -> None:
-        shapes = {"gate": (N_FF, N_EMBD), "up": (N_FF, N_EMBD), "down": (N_EMBD, N_FF)}
-        for (name, shape), kind in zip(shapes.items(), types, strict=True):
-            block_size, type_size = gguf.GGML_QUANT_SIZES[kind]
-            n_bytes = n_expert * shape[0] * shape[1] // block_size * type_size
-            full_name = f"blk.{layer}.ffn_{name}_exps.weight"
-            self.tensors[full_name] = TensorInfo(
-                full_name, (n_expert, *shape), kind, self.paths[part], sizes[part], n_bytes
-            )
-            # The last tensor ends with its file, as the last of a GGUF may.
-            sizes[part] += n_bytes
-            if (layer, name) not in ((2, "down"), (3, "down")):
-                sizes[part] += -n_bytes % self.alignment
-
-    def _file(self) -> GGUFFile:
-        size = sum(len(content) for content in self.contents.values())
-        parts = tuple(self.paths)
-        return GGUFFile(parts[0], parts, 3, self.alignment, size, Metadata({}), self.tensors)
-
-    def check(self, layer: int, expert: int, matrices) -> None:
-        """The three matrices hold this expert's bytes."""
-        for name, matrix in zip(("gate", "up", "down"), matrices, strict=True):
-            tensor = self.tensors[f"blk.{layer}.ffn_{name}_exps.weight"]
-            n_bytes = tensor.n_bytes // tensor.shape[0]
-            begin = tensor.offset + expert * n_bytes
-            assert matrix.fmt.ggml_type == tensor.type
-            assert matrix.data.shape == (tensor.shape[1], matrix.fmt.row_bytes(tensor.shape[2]))
-            expected = self.contents[tensor.path][begin : begin + n_bytes]
-            np.testing.assert_array_equal(matrix.data.ravel(), expected)
-
-    def expert_bytes(self, layer: int) -> int:
-        return sum(matrix.n_bytes for matrix in self.layout.layers[layer])
-
-
-def moe(n_expert: int) -> MoeConfig:
-    return MoeConfig(n_expert, 1, N_FF, 0, Gating.SOFTMAX)
-
-
-def made_up_config(layers: list[MoeConfig | None]) -> ModelConfig:
-    attention = AttentionConfig(rope=True)
-    return ModelConfig(
-        architecture="llama",
-        n_vocab=1,
-        n_embd=N_EMBD,
-        n_head=1,
-        n_head_kv=1,
-        head_dim=64,
-        rope_dim=64,
-        rope_theta=10000.0,
-        rms_norm_eps=1e-5,
-        context_length=64,
-        tied_embeddings=False,
-        layers=tuple(LayerConfig(attention, n_ff=N_FF, moe=layer) for layer in layers),
-    )
+N_EXPERT = 6
+PAGE = 4096
 
 
 @pytest.fixture(scope="module", params=[32, 4096])
@@ -132,19 +50,9 @@ def open_store(method_name) -> Iterator:
 
 @pytest.fixture
 def small_pieces(monkeypatch) -> None:
-    """Every expert takes several reads, of 8 KiB instead of 2 MiB."""
-    monkeypatch.setattr(store_module, "_PIECE_BYTES", 2 * ALIGNMENT)
-
-
-def fetch(experts: Experts, store: ExpertStore, layer: int, wanted: list[int]) -> list[int]:
-    """Requests experts, checks the bytes of each and returns them in the order of arrival."""
-    order = []
-    with store.request(layer, wanted) as request:
-        for expert, matrices in request:
-            experts.check(layer, expert, matrices)
-            order.append(expert)
-    assert sorted(order) == sorted(wanted)
-    return order
+    """An expert takes several reads, of 8 KiB at most instead of 2 MiB."""
+    monkeypatch.setattr(filling, "PIECE_BYTES", 2 * PAGE)
+    monkeypatch.setattr(store_module, "PIECE_BYTES", 2 * PAGE)
 
 
 def resident(store: ExpertStore, layer: int, n_expert: int = N_EXPERT) -> list[int]:
@@ -198,19 +106,20 @@ def test_random_requests_that_end_early(experts, open_store, small_pieces):
         wanted = rng.permutation(n_expert)[: rng.integers(1, n_expert + 1)].tolist()
         stop_after = rng.integers(0, n_expert + 1)
         with store.request(layer, wanted) as request:
-            for count, (expert, matrices) in enumerate(request):
+            for count, ready in enumerate(request):
                 if count == stop_after:
                     break
-                experts.check(layer, expert, matrices)
+                for expert, addresses in ready:
+                    experts.check(layer, expert, addresses)
         assert not store.slots._pinned
         assert len(store.slots._free) + len(store.slots._slot_of) == 4
         for key in store.slots._slot_of:  # what is called resident holds its bytes
-            experts.check(*key, store.matrices(key))
+            experts.check(*key, store.addresses(key))
 
 
 def test_a_request_for_nothing(experts, open_store):
     store = open_store(experts, 1)
-    assert fetch(experts, store, 0, []) == []
+    assert fetch(experts, store, 0, []) == [[]]
     assert (store.counters.hits, store.counters.misses) == (0, 0)
 
 
@@ -226,13 +135,14 @@ def test_counters(experts, open_store, method_name):
     assert (store.counters.hits, store.counters.misses) == (1, 3)
     fetch(experts, store, 0, [0, 1, 2])
     assert (store.counters.hits, store.counters.misses) == (4, 3)
-    if store._method.alignment == 1 or experts.expert_bytes(0) % ALIGNMENT == 0:
+    assert 0 < first < store.counters.bytes_read
+    if store._method.alignment == 1:
         assert store.counters.bytes_read == 3 * experts.expert_bytes(0)
     else:  # direct reads are widened to whole pages
         assert method_name == "direct"
+        assert store.counters.bytes_read % PAGE == 0
         widened = store.counters.bytes_read - 3 * experts.expert_bytes(0)
-        assert 0 <= widened <= 9 * 2 * ALIGNMENT
-        assert first < store.counters.bytes_read
+        assert 0 < widened <= 9 * 2 * PAGE
     assert store.counters.read_s > 0
     assert store.counters.wait_s >= 0
 
@@ -265,22 +175,23 @@ def test_experts_of_one_request_do_not_evict_each_other(experts, open_store):
     """While hits are unused they stay, though they are the oldest."""
     store = open_store(experts, 3)
     fetch(experts, store, 0, [0, 1])
-    order = fetch(experts, store, 0, [5, 1, 4, 0])
+    lists = fetch(experts, store, 0, [5, 1, 4, 0])
     assert store.counters.hits == 2
-    assert set(order[:2]) == {0, 1}  # those in RAM come first
+    assert lists[0] == [1, 0]  # those in RAM come first, all at once
+    assert [] not in lists
 
 
-def test_an_expert_in_use_keeps_its_bytes(experts, open_store):
-    """All other slots are refilled while the first expert is held."""
-    store = open_store(experts, 2)
-    fetch(experts, store, 0, [0])
+def test_experts_in_use_keep_their_bytes(experts, open_store):
+    """All other slots are refilled while a list of experts is held."""
+    store = open_store(experts, 3)
+    fetch(experts, store, 0, [0, 1])
     with store.request(0, [0, 1, 2, 3, 4, 5]) as request:
-        for expert, matrices in request:
-            held = [matrix.data.copy() for matrix in matrices]
-            store._readers.submit(lambda: None).result()
-            for matrix, before in zip(matrices, held, strict=True):
-                np.testing.assert_array_equal(matrix.data, before)
-            experts.check(0, expert, matrices)
+        for ready in request:
+            idle = threading.Barrier(N_READERS)  # all reads that could begin are over then
+            for waiting in [store._readers.submit(idle.wait) for _ in range(N_READERS)]:
+                waiting.result()
+            for expert, addresses in ready:
+                experts.check(0, expert, addresses)
 
 
 # Failures.
@@ -368,15 +279,18 @@ def scripted(experts, small_pieces) -> Iterator[tuple[Scripted, ExpertStore]]:
 def test_a_failed_read_names_its_cause_and_loses_nothing(experts, scripted, matrix):
     method, store = scripted
     fetch(experts, store, 2, [4])
-    bad = experts.layout.layers[2][matrix]
-    method.bad_offsets = {bad.begins(1) + 2 * ALIGNMENT}  # one of several reads
-    yielded = []
+    slot = np.empty(experts.layout.slot_bytes, np.uint8)
+    reads = cut_into_pieces(experts.layout.layers[2][matrix], 1, slot)
+    assert len(reads) > 2
+    method.bad_offsets = {reads[1].offset}
+    yielded: list[int] = []
 
     def take_all() -> None:
         with store.request(2, [0, 1, 2, 3, 4, 5]) as request:
-            for expert, matrices in request:
-                experts.check(2, expert, matrices)
-                yielded.append(expert)
+            for ready in request:
+                for expert, addresses in ready:
+                    experts.check(2, expert, addresses)
+                    yielded.append(expert)
 
     with pytest.raises(Error, match=r"could not be read: .*Input/output error.*part1"):
         take_all()
@@ -384,7 +298,7 @@ def test_a_failed_read_names_its_cause_and_loses_nothing(experts, scripted, matr
     assert 1 not in yielded
     assert method.under_way == 0
     for key in store.slots._slot_of:
-        experts.check(*key, store.matrices(key))
+        experts.check(*key, store.addresses(key))
     method.bad_offsets = set()
     assert_usable(experts, store, 2, [1, 2, 3])
 
@@ -405,8 +319,9 @@ def test_an_exception_while_an_expert_is_used_keeps_that_expert(experts, scripte
 
     def fail_at_work() -> None:
         with store.request(2, [5]) as request:
-            for _ in request:
-                raise ZeroDivisionError
+            for ready in request:
+                if ready:
+                    raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail_at_work()
@@ -417,17 +332,48 @@ def test_an_exception_while_an_expert_is_used_keeps_that_expert(experts, scripte
     assert_usable(experts, store, 2, [0, 1, 2])
 
 
+def wait_until(condition) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited for a minute")
+
+
 def test_reads_leave_before_the_first_expert_is_asked_for(experts, scripted):
     method, store = scripted
     method.gate.clear()
     with store.request(2, [0, 1]) as request:
-        for _ in range(6000):
-            if method.under_way == store_module._N_READERS:
-                break
-            time.sleep(0.01)
-        assert method.under_way == store_module._N_READERS  # all of them wait at the gate
+        wait_until(lambda: method.under_way == N_READERS)  # all of them wait at the gate
         method.gate.set()
-        assert sorted(expert for expert, _ in request) == [0, 1]
+        assert sorted(expert for ready in request for expert, _ in ready) == [0, 1]
+
+
+def test_the_first_list_does_not_wait_for_the_disk(experts, scripted):
+    """What is in RAM, perhaps nothing, comes at once: there is other work than experts."""
+    method, store = scripted
+    for in_ram in ([], [2], [2, 1]):
+        fetch(experts, store, 2, in_ram)
+        method.gate.clear()
+        with store.request(2, [1, 2, 0]) as request:
+            ready = next(iter(request))
+            assert not method.gate.is_set()
+            assert sorted(expert for expert, _ in ready) == sorted(in_ram)
+            for expert, addresses in ready:
+                experts.check(2, expert, addresses)
+            method.gate.set()
+        fetch(experts, store, 0, [0, 1, 2])  # empties the slots
+
+
+def test_experts_that_are_complete_come_together(experts, scripted):
+    method, store = scripted
+    with store.request(2, [3, 0, 5]) as request:
+        lists = iter(request)
+        assert next(lists) == []
+        wait_until(lambda: request._arrived.qsize() == sum(request._pieces_left.values()))
+        assert sorted(expert for expert, _ in next(lists)) == [0, 3, 5]
+        assert next(lists, None) is None
+    assert method.under_way == 0
 
 
 def test_a_second_request_that_finds_no_slot_is_told(experts, scripted):
@@ -515,87 +461,3 @@ def test_where_direct_reads_are_refused_buffered_ones_serve(experts, monkeypatch
     fetch(experts, store, 0, [0, 1, 2])
     assert store.counters.bytes_read == 3 * experts.expert_bytes(0)
     store.close()
-
-
-# The layout.
-
-
-def test_layout_counts(experts):
-    layout = experts.layout
-    assert sorted(layout.layers) == [0, 2, 3]
-    assert layout.n_experts == 15
-    assert layout.n_bytes == sum(tensor.n_bytes for tensor in experts.tensors.values())
-    assert layout.slot_bytes % ALIGNMENT == 0
-
-
-def test_matrices_of_a_slot_do_not_overlap(experts):
-    """Nor do the whole pages that direct reads fill around them."""
-    for matrices in experts.layout.layers.values():
-        for expert in range(3):
-            end = 0
-            for matrix in matrices:
-                begin = matrix.begins(expert)
-                first_page = begin // ALIGNMENT * ALIGNMENT
-                last_page = -(-(begin + matrix.n_bytes) // ALIGNMENT) * ALIGNMENT
-                assert matrix.slot_offset % ALIGNMENT == 0
-                assert matrix.place(expert) - matrix.slot_offset == begin - first_page
-                assert matrix.slot_offset >= end
-                end = matrix.slot_offset + last_page - first_page
-            assert end <= experts.layout.slot_bytes
-
-
-def test_aligned_slots_have_no_padding(tmp_path):
-    layout: ExpertLayout = Experts(tmp_path, 4096).layout
-    gate, up, down = layout.layers[2]
-    assert (gate.slot_offset, up.slot_offset, down.slot_offset) == (0, 24576, 49152)
-    assert layout.slot_bytes == 3 * 24576
-
-
-def test_a_model_without_experts(tmp_path):
-    layout = read_layout(Experts(tmp_path, 32)._file(), made_up_config([None, None]))
-    assert (dict(layout.layers), layout.slot_bytes, layout.n_experts) == ({}, 0, 0)
-    store = ExpertStore(layout, 0, METHODS["pread"]([]))
-    store.close()
-
-
-def test_a_tensor_of_another_shape_is_an_error(tmp_path):
-    experts = Experts(tmp_path, 32)
-    with pytest.raises(FormatError, match=r"ffn_gate_exps.* shape \(6, 96, 64\).* \(7, 96, 64\)"):
-        read_layout(experts._file(), made_up_config([moe(7), None, moe(6), moe(3)]))
-    with pytest.raises(FormatError, match=r"blk\.1\.ffn_gate_exps\.weight.* is missing"):
-        read_layout(experts._file(), made_up_config([moe(6), moe(6), moe(6), moe(3)]))
-
-
-# Slots by themselves.
-
-
-def test_slots_are_separate_and_page_aligned():
-    slots = Slots(3, 2 * ALIGNMENT)
-    for expert in range(3):
-        assert slots.claim((0, expert))
-        slots.bytes_of((0, expert))[:] = expert + 1
-        assert slots.bytes_of((0, expert)).ctypes.data % ALIGNMENT == 0
-    for expert in range(3):
-        assert (slots.bytes_of((0, expert)) == expert + 1).all()
-
-
-def test_pinned_slots_are_not_evicted():
-    slots = Slots(2, ALIGNMENT)
-    assert slots.claim((0, 0))
-    assert slots.claim((0, 1))
-    assert not slots.claim((0, 2))  # both are being filled
-    slots.unpin((0, 0))
-    assert slots.pin((0, 0))
-    assert not slots.claim((0, 2))  # in use again
-    slots.unpin((0, 1))
-    assert slots.claim((0, 2))
-    assert not slots.pin((0, 1))
-    assert slots.pin((0, 0))
-
-
-def test_a_discarded_slot_is_free_again():
-    slots = Slots(1, ALIGNMENT)
-    assert slots.claim((0, 0))
-    slots.discard((0, 0))
-    assert not slots.pin((0, 0))
-    assert slots.claim((0, 1))

@@ -1,24 +1,24 @@
-"""The block formats: codecs against gguf's own, and the ternary quantiser against brute force."""
+"""The block formats: codecs against gguf's own, quantisers against what they are to do."""
 
 import itertools
 
 import gguf
 import numpy as np
 import pytest
+from blocks import ALL, QUANTIZED, format_named
 
-from q4run.kernels.formats import all_formats, find_format, find_format_named
+from q4run.cli import convert as convert_command
+from q4run.convert.recipe import FILE_TYPES, check_type
+from q4run.errors import UnsupportedError
+from q4run.kernels.formats import find_format, find_format_named
 from q4run.kernels.formats.base import Format
+from q4run.kernels.formats.iq4_values import VALUES
 from q4run.kernels.formats.ternary import ternarize
 
-ALL = sorted(fmt.name for fmt in all_formats())
-LIKE_GGUF = ["f16", "bf16", "q8_0", "q4_0"]
+LIKE_GGUF = ["f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "mxfp4"]
 TERNARY = ["tq1_0", "tq2_0"]
-
-
-def format_named(name: str) -> Format:
-    fmt = find_format_named(name)
-    assert fmt is not None
-    return fmt
+READ_ONLY = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"]
+WRITABLE = [name for name in ALL if name not in READ_ONLY]
 
 
 def random_bytes(fmt: Format, n_rows: int, n_blocks: int, seed: int = 0) -> np.ndarray:
@@ -98,10 +98,13 @@ def test_dequantize_is_gguf_on_any_bytes(name):
         expected = gguf.quants.dequantize(raw, fmt.ggml_type)
         got = fmt.dequantize(raw)
     assert got.dtype == np.float32
-    np.testing.assert_array_equal(got, expected)
+    is_nan = np.isnan(expected)
+    np.testing.assert_array_equal(np.isnan(got), is_nan)
+    # Bits, so that zeros have their sign too.
+    np.testing.assert_array_equal(got[~is_nan].view(np.uint32), expected[~is_nan].view(np.uint32))
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", *TERNARY])
+@pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize("extreme", [np.inf, -np.inf, 3e38, 1e-40, 65504.0 * 127])
 def test_extreme_values_stay_within_their_block(name, extreme):
     """What f16 scales cannot hold spoils one block, and nothing crashes or warns."""
@@ -113,7 +116,7 @@ def test_extreme_values_stay_within_their_block(name, extreme):
     np.testing.assert_allclose(got[[0, 2]], 1, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", *TERNARY])
+@pytest.mark.parametrize("name", QUANTIZED)
 def test_zeros_stay_zeros(name):
     fmt = format_named(name)
     values = np.zeros((2, 2 * fmt.block_size), np.float32)
@@ -124,8 +127,18 @@ def test_zeros_stay_zeros(name):
 
 
 # The largest error, in units of the block's largest magnitude: half a step, and f16's rounding.
-# (q4_0 has no code for +8: a value opposite to the extreme may be off by one whole step.)
-STEPS = {"q8_0": 0.5 / 127, "q4_0": 1 / 8}
+# Q4_0 has no code for +8: a value opposite to the extreme may be off by one whole step; so has
+# Q5_0. A Q4_1 or Q5_1 block may reach from -1 to 1. MXFP4 has nothing above 6, and a block's
+# largest may be all but 8. IQ4_NL's widest gap is 24 of 127, and its scale may shrink a little.
+STEPS = {
+    "q8_0": 0.5 / 127,
+    "q4_0": 1 / 8,
+    "q5_0": 1 / 16,
+    "q4_1": 1 / 15 + 2.0**-10,
+    "q5_1": 1 / 31 + 2.0**-10,
+    "mxfp4": 1 / 4,
+    "iq4_nl": 0.15,
+}
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -142,17 +155,20 @@ def test_shapes(name, leading):
     fmt = format_named(name)
     n_cols = 2 * fmt.block_size
     rng = np.random.default_rng(10)
-    values = rng.standard_normal((*leading, n_cols), dtype=np.float32)
-    raw = fmt.quantize(values)
-    assert raw.dtype == np.uint8
-    assert raw.shape == (*leading, fmt.row_bytes(n_cols))
+    raw = rng.integers(0, 60, (*leading, fmt.row_bytes(n_cols))).astype(np.uint8)
     back = fmt.dequantize(raw)
-    assert back.shape == values.shape
-    flat = fmt.dequantize(fmt.quantize(values.reshape(-1, fmt.block_size)))
+    assert back.dtype == np.float32
+    assert back.shape == (*leading, n_cols)
+    flat = fmt.dequantize(raw.reshape(-1, fmt.type_size))
     np.testing.assert_array_equal(back.ravel(), flat.ravel())
+    if fmt.can_quantize:
+        again = fmt.quantize(back)
+        assert again.dtype == np.uint8
+        assert again.shape == raw.shape
+        np.testing.assert_array_equal(again.ravel(), fmt.quantize(flat).ravel())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", WRITABLE)
 def test_any_strides_and_float_types_are_taken(name):
     fmt = format_named(name)
     values = np.random.default_rng(11).integers(-9, 10, (4, 2 * fmt.block_size)).astype(np.float32)
@@ -165,12 +181,14 @@ def test_any_strides_and_float_types_are_taken(name):
     np.testing.assert_array_equal(fmt.dequantize(spaced), fmt.dequantize(expected))
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", *TERNARY])
+@pytest.mark.parametrize("name", [*QUANTIZED, *READ_ONLY])
 def test_a_row_must_be_whole_blocks(name):
     fmt = format_named(name)
     assert fmt.fits(3 * fmt.block_size)
     for n_cols in (1, fmt.block_size - 1, fmt.block_size + 1):
         assert not fmt.fits(n_cols)
+        with pytest.raises(ValueError, match=rf"{n_cols} values are not whole {name} blocks"):
+            fmt.row_bytes(n_cols)
         with pytest.raises(ValueError, match=rf"{n_cols} values are not whole {name} blocks"):
             fmt.quantize(np.zeros((2, n_cols), np.float32))
 
@@ -184,9 +202,76 @@ def test_the_registry_knows_gguf_types(name):
 
 
 def test_unknown_types_are_not_found():
-    assert find_format(gguf.GGMLQuantizationType.IQ1_S) is None
+    assert find_format(gguf.GGMLQuantizationType.I32) is None
     assert find_format_named("q9_9") is None
     assert find_format_named("Q4_0") is None  # names are GGUF's in lower case
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_types_that_cannot_be_written_say_so(name):
+    fmt = format_named(name)
+    assert not fmt.can_quantize
+    with pytest.raises(NotImplementedError):
+        fmt.quantize(np.zeros((1, fmt.block_size), np.float32))
+    with pytest.raises(UnsupportedError, match=f"^{name} cannot be written yet; choose f32, f16, "):
+        check_type(name)
+
+
+def test_the_converter_offers_what_can_be_written():
+    assert [name for name in ALL if format_named(name).can_quantize] == WRITABLE
+    assert sorted(FILE_TYPES) == WRITABLE
+    assert all(check_type(name) == name for name in WRITABLE)
+    assert ", ".join(FILE_TYPES) == convert_command._TYPES
+
+
+@pytest.mark.parametrize(
+    "name", ["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"]
+)
+def test_types_without_kernels_are_read_all_the_same(name):
+    fmt = find_format(gguf.GGMLQuantizationType[name.upper()])
+    assert fmt is not None
+    assert name not in ALL
+    assert fmt.in_ram is format_named("q8_0")
+    assert not fmt.can_quantize
+    raw = random_bytes(fmt, 3, 7)
+    with np.errstate(all="ignore"):
+        expected = gguf.quants.dequantize(raw, fmt.ggml_type)
+    np.testing.assert_array_equal(fmt.dequantize(raw), expected)
+
+
+# The quantisers that gguf does not have.
+
+
+def test_iq4_nl_codes_are_the_nearest_and_the_scale_fits_them_best():
+    values = weights_of_many_kinds().reshape(-1, 32)
+    extremes = np.take_along_axis(values, np.abs(values).argmax(axis=1)[:, None], axis=1)
+    # The scale is an f16: of subnormal ones only a few bits are left.
+    values, extremes = (kind[np.abs(extremes[:, 0]) > 0.01] for kind in (values, extremes))
+    table = VALUES.astype(np.float64)
+    scaled = values / extremes.astype(np.float64) * table[0]
+    raw = format_named("iq4_nl").quantize(values)
+    codes = np.concatenate([raw[:, 2:] & 15, raw[:, 2:] >> 4], axis=1)
+    errors = np.abs(table - scaled[:, :, None])
+    chosen = np.take_along_axis(errors, codes[:, :, None].astype(np.intp), axis=2)[:, :, 0]
+    assert (chosen <= errors.min(axis=2) + 1e-4).all()
+    weights, wanted = values.astype(np.float64) ** 2, table[codes]
+    best = (weights * wanted * values).sum(axis=1) / (weights * wanted**2).sum(axis=1)
+    scales = raw[:, :2].copy().view(np.float16)[:, 0]
+    np.testing.assert_allclose(scales.astype(np.float64), best, rtol=2.0**-11 + 1e-5)
+
+
+@pytest.mark.parametrize("exponent", [-126, -20, 0, 20, 120])
+def test_mxfp4_keeps_what_it_can_hold(exponent):
+    """Every value of the type, in blocks whose largest value has the largest exponent."""
+    halves = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float64) / 2
+    rng = np.random.default_rng(13)
+    values = rng.choice(np.concatenate([halves, -halves]), (200, 32))
+    values[:, 0] = rng.choice([4, 6, -4, -6], 200)
+    values = (values * 2.0**exponent).astype(np.float32)
+    fmt = format_named("mxfp4")
+    raw = fmt.quantize(values)
+    assert (raw[:, 0] == exponent + 127).all()
+    np.testing.assert_array_equal(fmt.dequantize(raw), values)
 
 
 # The ternary quantiser.

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from q4run.bench.synthetic import Geometry, write_model
-from q4run.errors import Error
+from q4run.errors import Error, UnsupportedError
 from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.generate import Session
 from q4run.gguf_file import open_gguf
+from q4run.kernels.attention import MAX_HEAD_DIM, write_cache
 from q4run.kv_cache import KV_TYPES, KVCache, LayerCache, cache_bytes, layer_capacity
 from q4run.models import read_config
 from q4run.models.config import AttentionConfig, LayerConfig, ModelConfig
@@ -49,15 +50,42 @@ def made_up_config(chunk_sizes: Sequence[int | None]) -> ModelConfig:
 def test_chunked_layers_store_one_chunk(kv_type):
     config = made_up_config([8, None, 100])
     cache = KVCache(config, 30, kv_type)
-    assert [layer.keys.shape for layer in cache.layers] == [(2, 8, 16), (2, 30, 16), (2, 30, 16)]
+    row = {"f32": 16, "f16": 16, "q8_0": 34}[kv_type]
+    for layer, capacity in zip(cache.layers, (8, 30, 30), strict=True):
+        for array in (layer.keys, layer.values):
+            assert array.shape == (2, capacity, row)
+            assert array.dtype == KV_TYPES[kv_type]
+            assert array.flags.c_contiguous
+            assert array.ctypes.data % 64 == 0
+            assert not array.any()
     assert [layer_capacity(layer, 30) for layer in config.layers] == [8, 30, 30]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert cache_bytes(config, 30, kv_type) == held
 
 
-def test_f16_takes_half_of_f32():
-    config = made_up_config([8, None])
-    assert 2 * cache_bytes(config, 64, "f16") == cache_bytes(config, 64, "f32")
+def test_keys_and_values_lie_apart():
+    cache = KVCache(made_up_config([8, None]), 30, "f32")
+    arrays = [array for layer in cache.layers for array in (layer.keys, layer.values)]
+    for i, array in enumerate(arrays):
+        array[...] = i + 1
+    for i, array in enumerate(arrays):
+        assert (array == i + 1).all()
+
+
+def test_what_the_types_take():
+    config = dataclasses.replace(made_up_config([8, None]), head_dim=128)
+    values = 2 * N_HEAD_KV * 128 * (8 + 64)
+    assert cache_bytes(config, 64, "f32") == 4 * values
+    assert cache_bytes(config, 64, "f16") == 2 * values
+    assert cache_bytes(config, 64, "q8_0") == values * 34 // 32
+
+
+def test_heads_too_long_for_attention_are_an_error():
+    config = dataclasses.replace(made_up_config([None]), head_dim=MAX_HEAD_DIM)
+    KVCache(config, 4, "q8_0")
+    config = dataclasses.replace(config, head_dim=MAX_HEAD_DIM + 1)
+    with pytest.raises(UnsupportedError, match=f"{MAX_HEAD_DIM + 1} channels.* {MAX_HEAD_DIM}"):
+        KVCache(config, 4, "f16")
 
 
 @pytest.mark.parametrize("sizes", [[8], [8, None], [6, 4], [8, 12, None], [1, 3], [None]])
@@ -75,13 +103,12 @@ def test_a_pass_never_crosses_a_border(sizes, wanted):
     assert cache.length == 100
 
 
-def test_append_says_how_many_keys_the_first_token_sees():
+def test_a_position_has_its_place_in_the_chunk():
     chunked = LayerCache(*_config_and_layer(8), 64, "f32")
     full = LayerCache(*_config_and_layer(None), 64, "f32")
-    rows = np.ones((2, N_HEAD_KV, HEAD_DIM), np.float32)
-    for position, in_chunk in ((0, 1), (6, 7), (8, 1), (13, 6), (62, 7)):
-        assert chunked.append(rows, rows, position) == in_chunk
-        assert full.append(rows, rows, position) == position + 1
+    for position, in_chunk in ((0, 0), (6, 6), (8, 0), (13, 5), (62, 6)):
+        assert chunked.place(position) == in_chunk
+        assert full.place(position) == position
 
 
 def _config_and_layer(chunk_size: int | None) -> tuple[ModelConfig, LayerConfig]:
@@ -136,13 +163,15 @@ class Conversation:
         """Adds the newest tokens to a layer, then checks every key that they see."""
         begin = self.cache.length
         keys = self._rows(range(begin, begin + count))
-        n_seen = self.cache.layers[i].append(keys, -keys, begin)
+        layer = self.cache.layers[i]
+        place = layer.place(begin)
+        write_cache(keys, layer.keys, place)
+        write_cache(-keys, layer.values, place)
         chunk_size = self.config.layers[i].attention.chunk_size
         first_seen = begin // chunk_size * chunk_size if chunk_size else 0
-        assert n_seen == begin - first_seen + 1
+        assert place == begin - first_seen
         expected = self._rows(range(first_seen, begin + count)).transpose(1, 0, 2)
-        n_held = n_seen + count - 1
-        layer = self.cache.layers[i]
+        n_held = place + count
         np.testing.assert_array_equal(layer.keys[:, :n_held, :HEAD_DIM], expected)
         np.testing.assert_array_equal(layer.values[:, :n_held, :HEAD_DIM], -expected)
 
@@ -282,9 +311,12 @@ class Model:
         self.transformer.close()
 
 
-@pytest.fixture(scope="module", params=[(8, 8, 8, None, 8), (8, 12, None, None, 5)])
+MODELS = [((8, 8, 8, None, 8), "f32"), ((8, 12, None, None, 5), "q8_0")]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=["f32", "q8_0"])
 def model(request, tmp_path_factory) -> Iterator[Model]:
-    made = Model(tmp_path_factory.mktemp("model"), request.param, "f32")
+    made = Model(tmp_path_factory.mktemp("model"), *request.param)
     yield made
     made.close()
 

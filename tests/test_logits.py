@@ -7,7 +7,7 @@ import pytest
 from tiny_checkpoints import CASES, Case, make_checkpoint
 
 import q4run
-from q4run.budget import MemoryPlan
+from q4run.budget import _batch_bytes
 from q4run.convert import convert
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -58,9 +58,12 @@ def test_token_by_token_is_the_same_bits_as_in_batches(case, gguf_of):
     assert np.array_equal(together[1:], np.array(alone))
 
 
-def budget_of_two_experts(plan: MemoryPlan) -> int:
-    """A budget with room for two experts and a share of scratch, for the model of ``plan``."""
-    return plan.dense + plan.tokenizer + plan.kv + int(2.8 * plan.slot_bytes)
+def budget_of_two_experts(model: q4run.Model) -> int:
+    """A budget with room for two experts, and for batches of some tokens."""
+    plan = model.plan
+    assert plan.all_resident
+    without = plan.total - plan.slots - _batch_bytes(model.config, plan.n_batch)
+    return without + int(2.8 * plan.slot_bytes)
 
 
 MOE_CASES = [case for case in CASES if case.family != "llama"]
@@ -71,14 +74,14 @@ MOE_CASES = [case for case in CASES if case.family != "llama"]
 def test_streamed_is_the_same_bits_as_resident(case, kv_type, gguf_of):
     path = gguf_of(case)
     with q4run.load(path, context=64, kv_type=kv_type) as model:
-        assert model.plan.all_resident
         resident = model.logits(case.token_ids)
         again = model.logits(case.token_ids)
         assert model.stats.hits > 0
-        plan = model.plan
-    budget = budget_of_two_experts(plan)
+        n_experts = model.plan.n_experts
+        budget = budget_of_two_experts(model)
     with q4run.load(path, context=64, kv_type=kv_type, ram_budget=budget) as model:
-        assert model.plan.n_slots == 2 < plan.n_experts
+        assert model.plan.n_slots == 2 < n_experts
+        assert model.plan.n_batch > 1
         streamed = model.logits(case.token_ids)
         assert model.stats.bytes_read > 0
     assert np.array_equal(resident, again)
@@ -90,11 +93,30 @@ def test_every_io_method_gives_the_same_bits(io, gguf_of):
     case = next(case for case in CASES if case.name == "llama4_scout")
     with q4run.load(gguf_of(case), context=64, io=io, ram_budget="1G") as model:
         resident = model.logits(case.token_ids)
-        plan = model.plan
-    budget = budget_of_two_experts(plan)
+        budget = budget_of_two_experts(model)
     with q4run.load(gguf_of(case), context=64, io=io, ram_budget=budget) as model:
         assert model.plan.n_slots == 2
         assert np.array_equal(resident, model.logits(case.token_ids))
+
+
+@pytest.mark.parametrize("name", ["llama4_scout", "mixtral_top_2", "llama_mha_odd"])
+def test_any_number_of_threads_gives_the_same_bits(name, gguf_of, monkeypatch):
+    """More than this machine has cores, too; with every expert in RAM and with two."""
+    monkeypatch.setattr("q4run.model.choose_threads", lambda threads: threads)
+    case = next(case for case in CASES if case.name == name)
+    path, logits = gguf_of(case), []
+    with q4run.load(path, context=64, threads=1) as model:
+        logits.append(model.logits(case.token_ids))
+        budgets = [None, budget_of_two_experts(model)] if model.plan.n_experts else [None]
+    for threads in (2, 5):
+        for budget in budgets:
+            with q4run.load(path, context=64, threads=threads, ram_budget=budget) as model:
+                logits.append(model.logits(case.token_ids))
+                model.session.clear()
+                model.session.feed(case.token_ids[:-1])
+                last = model.session.step(case.token_ids[-1])
+                assert np.array_equal(last, logits[0][-1])
+    assert all(np.array_equal(logits[0], other) for other in logits[1:])
 
 
 def test_the_trained_model_matches_transformers(shared_data, tmp_path):

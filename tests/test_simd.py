@@ -1,58 +1,69 @@
-"""The SIMD layer: every target of this machine against numpy, Arm through LLVM alone.
+"""The SIMD layer: every operation on every target of this machine against numpy.
 
 The targets differ by an environment variable that is read at import, so each runs in a process of
 its own: this file, as a script, writes what the operations gave to an npz file.
 """
 
-import ctypes
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from llvmlite import binding, ir
+from blocks import format_named, interleaved, random_blocks
 from numba.core.errors import TypingError
 
-from q4run.kernels import compile as kernel_compile
 from q4run.kernels.compile import kernel
-from q4run.kernels.formats import find_format_named
-from q4run.kernels.matmul import matmul
-from q4run.kernels.simd import generic, neon, target
+from q4run.kernels.products import matmul
+from q4run.kernels.simd import target
 from q4run.kernels.simd.casts import (
     as_signed,
     bfloats_to_float,
-    concat,
     floats_to_half,
+    halved_power_of_two,
     halves_to_float,
     to_float,
     to_int,
 )
-from q4run.kernels.simd.emit import I8, I32, vector
+from q4run.kernels.simd.lowering import BIAS
 from q4run.kernels.simd.math import exp, silu
 from q4run.kernels.simd.memory import (
-    load_bfloat,
+    address_of,
+    copy_bytes,
+    interleave_sixteen,
     load_f32x8,
+    load_f32x8_bytes,
+    load_four,
     load_half,
     load_i8x32,
-    load_repeated,
-    load_u8x16,
+    load_i32x8_bytes,
     load_u8x32,
     load_u16x8,
+    load_u16x8_bytes,
+    load_wide_i8,
+    load_wide_u8,
+    load_wide_u16,
+    prefetch,
+    stack_bytes,
     store,
     store_low_bytes,
+    u8_pointer,
 )
 from q4run.kernels.simd.ops import (
     add,
+    add_where_set,
+    biased,
     bit_and,
+    bit_field,
+    bit_field_at,
     bit_or,
+    byte_table,
     divide,
-    dot_signed,
+    dot_biased,
     dot_unsigned,
+    lane,
     maximum,
     minimum,
-    mul_high,
     reduce_add,
     reduce_add_int,
     reduce_max,
@@ -60,31 +71,40 @@ from q4run.kernels.simd.ops import (
     shift_left,
     shift_right,
     splat,
+    ternary_digit,
+    ternary_digits,
+    with_lane,
 )
-from q4run.kernels.simd.vector import i32x8, u8x32
+from q4run.kernels.simd.tails import load_some, store_some
+from q4run.kernels.simd.vector import f32x8, i32x8, u8x32
 
 # What the exponential promises in its docstring, and what silu built on it may lose.
 EXP_ULPS = 2.0
 SILU_ULPS = 3.0
+TABLE = [-127, -104, 0, 1, 127, 255, 200, 128, -128, 5, 77, -1, 13, 25, 38, 64]
+_table = byte_table(TABLE)
+POWERS = np.array([1, 3, 9, 27, 81], np.uint16)
 
 
 @kernel()
-def _dots(unsigned, signed, b, accumulators, out_unsigned, out_signed):
+def _dots(unsigned, signed, b, accumulators, out_unsigned, out_biased):
     for i in range(len(accumulators)):
         x = load_i8x32(b, 32 * i)
         start = splat(i32x8, accumulators[i])
         store(out_unsigned, 8 * i, dot_unsigned(start, load_u8x32(unsigned, 32 * i), x))
-        store(out_signed, 8 * i, dot_signed(start, load_i8x32(signed, 32 * i), x))
+        store(out_biased, 8 * i, dot_biased(start, biased(load_i8x32(signed, 32 * i)), x))
 
 
 @kernel()
-def _widen(patterns, pattern_bytes, halves, scalar_halves, bfloats, scalar_bfloats):
+def _widen(patterns, pattern_bytes, halves, scalar_halves, bfloats, powers):
     for i in range(0, len(patterns), 8):
         store(halves, i, halves_to_float(load_u16x8(patterns, i)))
-        store(bfloats, i, bfloats_to_float(load_u16x8(patterns, i)))
+        store(bfloats, i, bfloats_to_float(load_u16x8_bytes(pattern_bytes, 2 * i)))
     for i in range(len(patterns)):
         scalar_halves[i] = load_half(pattern_bytes, 2 * i)
-        scalar_bfloats[i] = load_bfloat(pattern_bytes, 2 * i)
+    for i in range(0, len(powers), 8):
+        exponents = load_wide_u16(pattern_bytes, 2 * i)
+        store(powers, i, halved_power_of_two(exponents))
 
 
 @kernel()
@@ -119,9 +139,78 @@ def _lanes(x, y, out, sums, largest, int_sums, low_bytes):
 def _bytes(a, b, out):
     for i in range(0, len(a), 32):
         x, y = load_u8x32(a, i), load_u8x32(b, i)
-        store(out[0], i, mul_high(x, y))
-        store(out[1], i, bit_or(bit_and(x, splat(u8x32, 240)), shift_right(y, 4)))
-        store(out[2], i, as_signed(concat(load_repeated(a, i), load_u8x16(b, i))))
+        store(out[0], i, bit_or(bit_and(x, splat(u8x32, 240)), shift_right(y, 4)))
+        store(out[1], i, _table(bit_and(x, splat(u8x32, 15))))
+        store(out[2], i, as_signed(y))
+        d0, d1, d2, d3, d4 = ternary_digits(x)
+        store(out[3], i, d0)
+        store(out[4], i, d1)
+        store(out[5], i, d2)
+        store(out[6], i, d3)
+        store(out[7], i, d4)
+        for n in range(5):
+            store(out[8 + n], i, ternary_digit(x, POWERS[n]))
+
+
+@kernel()
+def _bit_fields(a, out):
+    """Every field of a byte, and at every place."""
+    n = 0
+    for shift in range(8):
+        for width in range(1, 9 - shift):
+            for i in range(0, len(a), 32):
+                store(out[n], i, bit_field(load_u8x32(a, i), shift, (1 << width) - 1))
+            n += 1
+            for place in range(9 - width):
+                for i in range(0, len(a), 32):
+                    field = bit_field_at(load_u8x32(a, i), shift, (1 << width) - 1, place)
+                    store(out[n], i, field)
+                n += 1
+    return n
+
+
+@kernel()
+def _words(words, a, sums, wide, shifted):
+    for i in range(0, len(words), 32):
+        word, x = load_i32x8_bytes(words, i), load_u8x32(a, i)
+        store(sums[0], i, add_where_set(x, 16, word, 0))
+        store(sums[1], i, add_where_set(x, 4, word, 4))
+        store(sums[2], i, add_where_set(x, 1, word, 20))
+        store(sums[3], i, add_where_set(x, 255, word, 28))
+        store(wide[0], i // 4, load_wide_u8(words, i))
+        store(wide[1], i // 4, load_wide_i8(words, i))
+        store(wide[2], i // 4, load_wide_u16(words, i))
+        store(shifted[0], i // 4, shift_right(word, 9))
+        store(shifted[1], i // 4, bit_or(shift_left(word, 5), splat(i32x8, 3)))
+
+
+@kernel()
+def _pointers(source, stride, fours, by_four, by_two, copied, on_stack):
+    """Functions that take addresses; ``source`` begins at any address."""
+    pointer = u8_pointer(source.ctypes.data)
+    prefetch(pointer, 1 << 40)
+    interleave_sixteen(pointer, 3, stride, u8_pointer(by_four.ctypes.data), 1, 4)
+    interleave_sixteen(pointer, 3, stride, u8_pointer(by_two.ctypes.data), 1, 2)
+    copy_bytes(pointer, 2, u8_pointer(copied.ctypes.data), 1, len(copied) - 2)
+    memory = stack_bytes(192)
+    for i in range(192):
+        memory[i] = source[i]
+    for i in range(0, 192, 32):
+        store(on_stack, i, load_u8x32(memory, i))
+    for i in range(8):
+        store(fours, 32 * i, load_four(source.view(np.int8), i))
+    return address_of(memory) % 64
+
+
+@kernel()
+def _tails(x, loaded, stored, lanes):
+    for n in range(11):
+        vector = load_some(x, 3, n)
+        store(loaded, 8 * n, vector)
+        store_some(stored, 12 * n + 2, load_f32x8(x, 3), n)
+    for i in range(8):
+        lanes[i] = lane(load_f32x8_bytes(x.view(np.uint8), 4), i)
+        store(lanes, 8 + 8 * i, with_lane(splat(f32x8, 1.0), i, x[0]))
 
 
 def _dot_inputs():
@@ -190,32 +279,49 @@ def _byte_inputs():
     )
 
 
-def _matmul_inputs(name):
+def _word_inputs():
+    rng = np.random.default_rng(11)
+    words = rng.integers(0, 256, 4096).astype(np.uint8)
+    words[:64] = np.repeat([0, 255], 32)
+    return words, rng.integers(0, 256, 4096).astype(np.uint8)
+
+
+def _pointer_inputs():
+    return np.random.default_rng(12).integers(0, 256, 1000).astype(np.uint8)[1:]
+
+
+def _tail_inputs():
+    return np.arange(1, 20, dtype=np.float32)
+
+
+# Formats that between them use every form that a product has; each takes seconds to compile.
+FORMATS = ["q2_k", "iq4_nl", "tq1_0", "f16"]
+
+
+def _product(name, n_tokens):
     rng = np.random.default_rng(5)
-    fmt = find_format_named(name)
-    assert fmt is not None
-    weights = fmt.quantize(rng.standard_normal((5, 512), dtype=np.float32))
-    return fmt, weights, rng.standard_normal((3, 512), dtype=np.float32)
-
-
-MATMUL_FORMATS = ("q8_0", "q4_0", "tq1_0", "f16")
+    fmt = format_named(name)
+    raw = random_blocks(fmt, 13, 512, rng)
+    x = rng.standard_normal((n_tokens, 512), dtype=np.float32)
+    return matmul(fmt, interleaved(fmt, raw), 13, x)
 
 
 def _write_results(path: str) -> None:
     """What this process's target makes of all inputs."""
-    results: dict[str, np.ndarray] = {"target": np.array(target.TARGET)}
+    results: dict[str, np.ndarray] = {"target": np.array(target.TARGET), "bias": np.array(BIAS)}
 
     unsigned, signed, b, accumulators = _dot_inputs()
     dots = np.empty((2, len(b), 8), np.int32)
     _dots(
         unsigned.ravel(), signed.ravel(), b.ravel(), accumulators, dots[0].ravel(), dots[1].ravel()
     )
-    results["dot_unsigned"], results["dot_signed"] = dots
+    results["dot_unsigned"], results["dot_biased"] = dots
 
     patterns = np.arange(65536).astype(np.uint16)
-    wide = np.empty((4, 65536), np.float32)
-    _widen(patterns, patterns.view(np.uint8), *wide)
-    results["widened"] = wide
+    wide = np.empty((3, 65536), np.float32)
+    powers = np.empty(256, np.float32)
+    _widen(patterns, patterns.view(np.uint8), *wide, powers)
+    results |= {"widened": wide, "powers": powers}
 
     floats = _half_inputs()
     results["halves"] = np.empty(len(floats), np.uint16)
@@ -237,11 +343,38 @@ def _write_results(path: str) -> None:
     results |= {"int_sums": int_sums, "low_bytes": low_bytes}
 
     byte_a, byte_b = _byte_inputs()
-    results["bytes"] = np.empty((3, len(byte_a)), np.uint8)
+    results["bytes"] = np.empty((13, len(byte_a)), np.uint8)
     _bytes(byte_a, byte_b, results["bytes"])
 
-    for name in MATMUL_FORMATS:
-        results[f"matmul_{name}"] = matmul(*_matmul_inputs(name))
+    fields = np.empty((240, 256), np.uint8)
+    n_fields = _bit_fields(np.arange(256, dtype=np.uint8), fields)
+    results["bit_fields"] = fields[:n_fields]
+
+    words, added = _word_inputs()
+    sums = np.empty((4, len(words)), np.uint8)
+    wide, shifted = (
+        np.empty((3, len(words) // 4), np.int32),
+        np.empty((2, len(words) // 4), np.int32),
+    )
+    _words(words, added, sums, wide, shifted)
+    results |= {"sums_where_set": sums, "wide": wide, "shifted": shifted}
+
+    source = _pointer_inputs()
+    interleaved_bytes = np.full((2, 130), 77, np.uint8)
+    copied, on_stack = np.full(51, 77, np.uint8), np.empty(192, np.uint8)
+    fours = np.empty(256, np.int8)
+    misaligned = _pointers(source, 101, fours, *interleaved_bytes, copied, on_stack)
+    results |= {"interleaved": interleaved_bytes, "copied": copied, "on_stack": on_stack}
+    results |= {"fours": fours, "misaligned": np.array(misaligned)}
+
+    loaded, stored = np.empty(88, np.float32), np.full(140, 77, np.float32)
+    lanes = np.empty(72, np.float32)
+    _tails(_tail_inputs(), loaded, stored, lanes)
+    results |= {"loaded": loaded, "stored": stored, "single_lanes": lanes}
+
+    for name in FORMATS:
+        for n_tokens in (1, 3):
+            results[f"{name} {n_tokens}"] = _product(name, n_tokens)
     np.savez(path, **results)
 
 
@@ -280,22 +413,30 @@ def _ulps(got, exact):
 
 def test_dots_are_exact_for_all_the_contract_allows(results):
     unsigned, signed, b, accumulators = _dot_inputs()
-    for name, a in (("dot_unsigned", unsigned), ("dot_signed", signed)):
-        products = (a.astype(np.int64) * b).reshape(-1, 8, 4).sum(axis=2)
+    for name, a, bias in (
+        ("dot_unsigned", unsigned, 0),
+        ("dot_biased", signed, int(results["bias"])),
+    ):
+        products = ((a.astype(np.int64) + bias) * b).reshape(-1, 8, 4).sum(axis=2)
         expected = (accumulators[:, None] + products).astype(np.int32)  # wraps as the hardware
         np.testing.assert_array_equal(results[name], expected)
 
 
 def test_every_half_and_bfloat_widens_exactly(results):
     patterns = np.arange(65536).astype(np.uint16)
-    halves, scalar_halves, bfloats, scalar_bfloats = results["widened"]
+    halves, scalar_halves, bfloats = results["widened"]
     for got in (halves, scalar_halves):
         np.testing.assert_array_equal(got, patterns.view(np.float16).astype(np.float32))
         signs = np.signbit(got[~np.isnan(got)])
         np.testing.assert_array_equal(signs, (patterns >= 0x8000)[~np.isnan(got)])
-    for got in (bfloats, scalar_bfloats):
-        expected = patterns.astype(np.uint32) << 16
-        np.testing.assert_array_equal(got.view(np.uint32), expected)
+    expected = patterns.astype(np.uint32) << 16
+    np.testing.assert_array_equal(bfloats.view(np.uint32), expected)
+
+
+def test_powers_of_two_down_to_subnormal_ones(results):
+    expected = np.ldexp(np.float32(1), np.arange(256) - 128)
+    np.testing.assert_array_equal(results["powers"], expected)
+    assert (results["powers"] > 0).all()
 
 
 def test_floats_round_to_halves_as_in_numpy(results):
@@ -350,18 +491,78 @@ def test_reductions(results):
 
 def test_operations_on_bytes(results):
     a, b = _byte_inputs()
-    high, mixed, joined = results["bytes"]
-    np.testing.assert_array_equal(high, a.astype(np.uint16) * b >> 8)
+    mixed, looked_up, same, *digits = results["bytes"]
     np.testing.assert_array_equal(mixed, a & 240 | b >> 4)
-    repeated = np.tile(a.reshape(-1, 32)[:, :4], 4)
-    expected = np.concatenate([repeated, b.reshape(-1, 32)[:, :16]], axis=1)
-    np.testing.assert_array_equal(joined, expected.ravel())
+    table = np.array([value & 255 for value in TABLE], np.uint8)
+    np.testing.assert_array_equal(looked_up, table[a & 15])
+    np.testing.assert_array_equal(same, b)
+    for i, power in enumerate(POWERS):
+        expected = (a * power % 256) * 3 >> 8
+        np.testing.assert_array_equal(digits[i], expected)
+        np.testing.assert_array_equal(digits[5 + i], expected)
 
 
-@pytest.mark.parametrize("name", MATMUL_FORMATS)
-def test_products_are_the_same_bits_on_every_target(results, name):
+def test_every_bit_field(results):
+    a = np.arange(256)
+    expected = []
+    for shift in range(8):
+        for width in range(1, 9 - shift):
+            field = a >> shift & (1 << width) - 1
+            expected += [field] + [field << place for place in range(9 - width)]
+    np.testing.assert_array_equal(results["bit_fields"], expected)
+
+
+def test_bytes_and_words(results):
+    words, added = _word_inputs()
+    bits = np.unpackbits(words, bitorder="little").reshape(-1, 32)
+    for got, first, value in zip(
+        results["sums_where_set"], (0, 4, 20, 28), (16, 4, 1, 255), strict=True
+    ):
+        is_set = bits[:, first : first + 4].ravel()
+        np.testing.assert_array_equal(got, added + is_set * np.uint8(value))
+    groups = words.reshape(-1, 32)
+    unsigned, signed, pairs = results["wide"]
+    np.testing.assert_array_equal(unsigned, groups[:, :8].ravel())
+    np.testing.assert_array_equal(signed, groups[:, :8].ravel().view(np.int8))
+    np.testing.assert_array_equal(pairs, groups[:, :16].ravel().view(np.uint16))
+    right, left = results["shifted"].view(np.uint32)
+    np.testing.assert_array_equal(right, words.view(np.uint32) >> 9)
+    np.testing.assert_array_equal(left, words.view(np.uint32) << 5 | 3)
+
+
+def test_what_takes_addresses(results):
+    source = _pointer_inputs()
+    rows = np.stack([source[3 + 101 * row :][:16] for row in range(8)])
+    for got, unit in zip(results["interleaved"], (4, 2), strict=True):
+        assert (got[[0, -1]] == 77).all()
+        expected = rows.reshape(8, 16 // unit, unit).swapaxes(0, 1)
+        np.testing.assert_array_equal(got[1:-1], expected.ravel())
+    np.testing.assert_array_equal(results["copied"], [77, *source[2:51], 77])
+    np.testing.assert_array_equal(results["on_stack"], source[:192])
+    assert results["misaligned"] == 0
+    fours = results["fours"].view(np.uint8).reshape(8, 8, 4)
+    for i in range(8):
+        np.testing.assert_array_equal(fours[i], np.tile(source[i : i + 4], (8, 1)))
+
+
+def test_tails(results):
+    x = _tail_inputs()
+    for n in range(11):
+        some = min(n, 8)
+        expected = np.concatenate([x[3 : 3 + some], np.zeros(8 - some)])
+        np.testing.assert_array_equal(results["loaded"][8 * n :][:8], expected)
+        expected = np.concatenate([[77, 77], x[3 : 3 + some], np.full(10 - some, 77)])
+        np.testing.assert_array_equal(results["stored"][12 * n :][:12], expected)
+    np.testing.assert_array_equal(results["single_lanes"][:8], x[1:9])
+    expected = np.where(np.eye(8), x[0], 1)
+    np.testing.assert_array_equal(results["single_lanes"][8:].reshape(8, 8), expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("n_tokens", [1, 3])
+def test_products_are_the_same_bits_on_every_target(results, name, n_tokens):
     """The order of all sums is the kernels', not the machine's."""
-    np.testing.assert_array_equal(results[f"matmul_{name}"], matmul(*_matmul_inputs(name)))
+    np.testing.assert_array_equal(results[f"{name} {n_tokens}"], _product(name, n_tokens))
 
 
 def test_strided_arrays_are_refused():
@@ -369,244 +570,3 @@ def test_strided_arrays_are_refused():
     x = np.zeros((8, 2), np.float32)[:, 0]
     with pytest.raises(TypingError):
         _functions(x, np.empty(8, np.float32), np.empty(8, np.float32))
-
-
-# Arm, which these tests cannot run on everywhere: the code LLVM makes of it, and its meaning.
-
-
-@pytest.fixture(scope="module")
-def machines():
-    """LLVM's code generator for a triple and a processor, by name."""
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
-
-    def make(triple, cpu):
-        try:
-            return binding.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
-        except RuntimeError as error:
-            pytest.skip(f"this LLVM cannot generate code for {triple}: {error}")
-
-    return make
-
-
-def _function(module, name, result, *parameters):
-    function = ir.Function(module, ir.FunctionType(result, parameters), name)
-    return function, ir.IRBuilder(function.append_basic_block())
-
-
-def _dot_module(lowering, operation):
-    """A module with ``dot(accumulator, a, b, out)``: pointers to 8 i32, 32 i8, 32 i8, 8 i32."""
-    module = ir.Module()
-    pointers = [ir.PointerType(vector(*kind)) for kind in ((I32, 8), (I8, 32), (I8, 32), (I32, 8))]
-    function, builder = _function(module, "dot", ir.VoidType(), *pointers)
-    operands = [builder.load(pointer, align=1) for pointer in function.args[:3]]
-    result = getattr(lowering, operation)(builder, *operands)
-    builder.store(result, function.args[3], align=1)
-    builder.ret_void()
-    return module
-
-
-def _conversion_module(lowering):
-    module = ir.Module()
-    i16x8, f32x8_type = vector(ir.IntType(16), 8), vector(ir.FloatType(), 8)
-    function, builder = _function(module, "widen", f32x8_type, i16x8)
-    builder.ret(lowering.half_to_float(builder, function.args[0]))
-    function, builder = _function(module, "narrow", i16x8, f32x8_type)
-    builder.ret(lowering.float_to_half(builder, function.args[0]))
-    return module
-
-
-def _instructions(module, machine):
-    """The mnemonics of the code that ``machine`` generates."""
-    parsed = binding.parse_assembly(str(module))
-    parsed.verify()
-    lines = [line.split() for line in machine.emit_assembly(parsed).splitlines()]
-    return [words[0] for words in lines if words and words[0][0].isalpha()]
-
-
-CALLS = {"bl", "b", "call", "callq", "jmp"}  # to library functions, which may be missing
-
-
-ARM_MACHINES = [("arm64-apple-macos", "apple-m1"), ("aarch64-linux-gnu", "neoverse-n1")]
-
-
-@pytest.mark.parametrize("operation", ["dot_signed", "dot_unsigned"])
-@pytest.mark.parametrize(("triple", "cpu"), ARM_MACHINES)
-def test_neon_dots_become_sdot(machines, triple, cpu, operation):
-    instructions = _instructions(_dot_module(neon, operation), machines(triple, cpu))
-    assert [name.split(".")[0] for name in instructions].count("sdot") == 2, instructions
-    assert not CALLS & set(instructions)
-
-
-def test_neon_converts_halves_in_hardware(machines):
-    instructions = _instructions(
-        _conversion_module(neon), machines("arm64-apple-macos", "apple-m1")
-    )
-    names = {name.split(".")[0] for name in instructions}
-    assert {"fcvtl", "fcvtl2", "fcvtn", "fcvtn2"} <= names, names
-    assert not CALLS & names
-
-
-OTHER_MACHINES = [*ARM_MACHINES, ("x86_64-linux-gnu", "x86-64"), ("aarch64-linux-gnu", "generic")]
-
-
-@pytest.mark.parametrize(("triple", "cpu"), OTHER_MACHINES)
-def test_generic_code_compiles_for_other_machines(machines, triple, cpu):
-    machine = machines(triple, cpu)
-    for module in (_dot_module(generic, "dot_signed"), _conversion_module(generic)):
-        instructions = _instructions(module, machine)
-        assert {"ret", "retq"} & set(instructions)
-        assert not CALLS & set(instructions)
-
-
-@pytest.fixture
-def run_dot():
-    """Compiles a module's ``dot`` for this machine and runs it on numpy arrays."""
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    engines = []
-
-    def run(llvm_ir, accumulator, a, b):
-        module = binding.parse_assembly(llvm_ir)
-        module.verify()
-        machine = binding.Target.from_default_triple().create_target_machine()
-        engine = binding.create_mcjit_compiler(module, machine)
-        engines.append(engine)
-        engine.finalize_object()
-        dot = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)(engine.get_function_address("dot"))
-        out = np.empty(8, np.int32)
-        dot(*(array.ctypes.data for array in (accumulator, a, b, out)))
-        return out
-
-    yield run
-    engines.clear()
-
-
-def _define_sdot(module):
-    """The meaning of Arm's ``sdot`` on 128 bits: lane i adds products 4i to 4i + 3."""
-    i32x4, i8x16 = vector(I32, 4), vector(I8, 16)
-    function, builder = _function(module, "sdot", i32x4, i32x4, i8x16, i8x16)
-    total = function.args[0]
-    a, b = (builder.sext(arg, vector(I32, 16)) for arg in function.args[1:])
-    products = builder.mul(a, b)
-    for i in range(16):
-        lane = I32(i // 4)
-        increased = builder.add(
-            builder.extract_element(total, lane), builder.extract_element(products, I32(i))
-        )
-        total = builder.insert_element(total, increased, lane)
-    builder.ret(total)
-
-
-@pytest.mark.parametrize("operation", ["dot_signed", "dot_unsigned"])
-def test_neon_dots_have_the_right_lanes(run_dot, operation):
-    """On any machine: with ``sdot`` itself replaced by a function of the same meaning."""
-    rng = np.random.default_rng(6)
-    module = _dot_module(neon, operation)
-    _define_sdot(module)
-    declaration = 'declare <4 x i32> @"llvm.aarch64.neon.sdot.v4i32.v16i8"'
-    lines = [line for line in str(module).splitlines() if not line.startswith(declaration)]
-    llvm_ir = "\n".join(lines).replace("llvm.aarch64.neon.sdot.v4i32.v16i8", "sdot")
-    assert llvm_ir.count('call <4 x i32> @"sdot"') == 2
-    a = rng.integers(-128 if operation == "dot_signed" else 0, 128, 32).astype(np.int8)
-    b = rng.integers(-127, 128, 32).astype(np.int8)
-    accumulator = rng.integers(-1000, 1000, 8).astype(np.int32)
-    expected = accumulator + (a.astype(np.int32) * b).reshape(8, 4).sum(axis=1)
-    np.testing.assert_array_equal(run_dot(llvm_ir, accumulator, a, b), expected)
-
-
-# Which target is chosen.
-
-AVX2 = {"avx2": True, "fma": True, "f16c": True}
-
-
-@pytest.mark.parametrize(
-    ("machine", "platform", "features", "expected"),
-    [
-        ("x86_64", "linux", {}, ["generic"]),
-        ("x86_64", "linux", {**AVX2, "f16c": False}, ["generic"]),
-        ("x86_64", "linux", AVX2, ["avx2", "generic"]),
-        ("AMD64", "linux", {**AVX2, "avx512vnni": True}, ["avx2", "generic"]),
-        (
-            "x86_64",
-            "linux",
-            {**AVX2, "avx512vnni": True, "avx512vl": True},
-            ["avx512vnni", "avx2", "generic"],
-        ),
-        ("aarch64", "linux", {"neon": True}, ["generic"]),
-        ("aarch64", "linux", {"dotprod": True}, ["neon", "generic"]),
-        ("arm64", "darwin", {"dotprod": True}, ["neon", "generic"]),
-        ("arm64", "darwin", None, ["neon", "generic"]),
-        ("x86_64", "darwin", None, ["generic"]),
-        ("riscv64", "linux", {}, ["generic"]),
-    ],
-)
-def test_what_a_machine_can_run(monkeypatch, machine, platform, features, expected):
-    def get_host_cpu_features():
-        if features is None:  # what llvmlite does where LLVM cannot tell
-            raise RuntimeError("failed to get host cpu features.")
-        return features
-
-    monkeypatch.setattr(target.platform, "machine", lambda: machine)
-    monkeypatch.setattr(target.sys, "platform", platform)
-    monkeypatch.setattr(target.binding, "get_host_cpu_features", get_host_cpu_features)
-    assert target.available_targets() == expected
-
-
-def test_the_best_target_is_taken_unless_another_is_named(monkeypatch):
-    monkeypatch.delenv("Q4RUN_SIMD", raising=False)
-    assert target._choose() == target.available_targets()[0]
-    monkeypatch.setenv("Q4RUN_SIMD", "")
-    assert target._choose() == target.available_targets()[0]
-    monkeypatch.setenv("Q4RUN_SIMD", "generic")
-    assert target._choose() == "generic"
-
-
-def test_an_unknown_target_is_an_error_that_lists_the_known(monkeypatch):
-    monkeypatch.setenv("Q4RUN_SIMD", "sse9")
-    with pytest.raises(ImportError, match=r"Q4RUN_SIMD=sse9 .* avx512vnni, avx2, neon, generic"):
-        target._choose()
-
-
-def test_a_target_of_another_machine_is_an_error(monkeypatch):
-    """Compiling for it would end the process inside LLVM."""
-    monkeypatch.setattr(target, "available_targets", lambda: ["avx2", "generic"])
-    monkeypatch.setenv("Q4RUN_SIMD", "neon")
-    with pytest.raises(ImportError, match="cannot run that; it has avx2, generic"):
-        target._choose()
-
-
-# Where compiled kernels are kept.
-
-
-def test_each_target_has_a_cache_of_its_own():
-    assert kernel_compile.CACHE_FOLDER.name.endswith(f"-{target.TARGET}")
-    assert kernel_compile.CACHE_FOLDER.parent.name == "kernels"
-
-
-def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("Q4RUN_CACHE", str(tmp_path / "own"))
-    assert kernel_compile._cache_root() == tmp_path / "own"
-    monkeypatch.delenv("Q4RUN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert kernel_compile._cache_root() == tmp_path / "xdg" / "q4run"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert kernel_compile._cache_root() == Path.home() / ".cache" / "q4run"
-
-
-def test_without_a_writable_cache_folder_kernels_still_compile(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    assert kernel_compile._can_write(tmp_path / "new" / "folder")
-    assert not kernel_compile._can_write(tmp_path / "file" / "folder")
-    code = (
-        "import numpy as np\n"
-        "from q4run.kernels.norm import rms_norm\n"
-        "out = np.empty((1, 2), np.float32)\n"
-        "rms_norm(np.ones((1, 2), np.float32), np.ones(2, np.float32), np.float32(0), out)\n"
-        "print(out.tolist())\n"
-    )
-    environment = os.environ | {"Q4RUN_CACHE": str(tmp_path / "file")}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.stdout == "[[1.0, 1.0]]\n", run.stderr

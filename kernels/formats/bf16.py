@@ -3,11 +3,11 @@
 import gguf
 import ml_dtypes
 import numpy as np
-from numba.extending import overload
 
-from q4run.kernels.formats.base import Format, load_value, load_values, register
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.reading import implements, values
 from q4run.kernels.simd.casts import bfloats_to_float
-from q4run.kernels.simd.memory import load_bfloat, load_u16x8_bytes
+from q4run.kernels.simd.memory import load_u16x8_bytes
 
 
 class BF16(Format):
@@ -18,18 +18,9 @@ class BF16(Format):
         return raw.view(ml_dtypes.bfloat16).astype(np.float32)
 
 
-FORMAT = register(BF16(gguf.GGMLQuantizationType.BF16, int8_activations=False))
+FORMAT = register(BF16(gguf.GGMLQuantizationType.BF16, [Field(0, 1, 2)], int8_activations=False))
 
 
-@overload(load_values)
-def _load_values(fmt, weights, offset):
-    if fmt is FORMAT.numba_type:
-        return lambda fmt, weights, offset: bfloats_to_float(load_u16x8_bytes(weights, offset))
-    return None
-
-
-@overload(load_value)
-def _load_value(fmt, weights, offset):
-    if fmt is FORMAT.numba_type:
-        return lambda fmt, weights, offset: load_bfloat(weights, offset)
-    return None
+@implements(values, FORMAT)
+def _values(fmt, weights, at):
+    return bfloats_to_float(load_u16x8_bytes(weights, at))

@@ -2,11 +2,11 @@
 
 import gguf
 import numpy as np
-from numba.extending import overload
 
-from q4run.kernels.formats.base import Format, load_value, load_values, register
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.reading import implements, values
 from q4run.kernels.simd.casts import halves_to_float
-from q4run.kernels.simd.memory import load_half, load_u16x8_bytes
+from q4run.kernels.simd.memory import load_u16x8_bytes
 
 
 class F16(Format):
@@ -18,18 +18,9 @@ class F16(Format):
         return raw.view(np.float16).astype(np.float32)
 
 
-FORMAT = register(F16(gguf.GGMLQuantizationType.F16, int8_activations=False))
+FORMAT = register(F16(gguf.GGMLQuantizationType.F16, [Field(0, 1, 2)], int8_activations=False))
 
 
-@overload(load_values)
-def _load_values(fmt, weights, offset):
-    if fmt is FORMAT.numba_type:
-        return lambda fmt, weights, offset: halves_to_float(load_u16x8_bytes(weights, offset))
-    return None
-
-
-@overload(load_value)
-def _load_value(fmt, weights, offset):
-    if fmt is FORMAT.numba_type:
-        return lambda fmt, weights, offset: load_half(weights, offset)
-    return None
+@implements(values, FORMAT)
+def _values(fmt, weights, at):
+    return halves_to_float(load_u16x8_bytes(weights, at))

@@ -2,10 +2,10 @@
 
 import gguf
 import numpy as np
-from numba.extending import overload
 
-from q4run.kernels.formats.base import Format, load_value, load_values, register
-from q4run.kernels.simd.memory import load_f32x8_bytes, load_float
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.reading import implements, values
+from q4run.kernels.simd.memory import load_f32x8_bytes
 
 
 class F32(Format):
@@ -16,18 +16,9 @@ class F32(Format):
         return raw.view(np.float32)
 
 
-FORMAT = register(F32(gguf.GGMLQuantizationType.F32, int8_activations=False))
+FORMAT = register(F32(gguf.GGMLQuantizationType.F32, [Field(0, 1, 4)], int8_activations=False))
 
 
-@overload(load_values)
-def _load_values(fmt, weights, offset):
-    if fmt is FORMAT.numba_type:
-        return lambda fmt, weights, offset: load_f32x8_bytes(weights, offset)
-    return None
-
-
-@overload(load_value)
-def _load_value(fmt, weights, offset):
-    if fmt is FORMAT.numba_type:
-        return lambda fmt, weights, offset: load_float(weights, offset)
-    return None
+@implements(values, FORMAT)
+def _values(fmt, weights, at):
+    return load_f32x8_bytes(weights, at)

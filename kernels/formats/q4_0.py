@@ -6,16 +6,14 @@ reference does: the value of largest magnitude becomes code 0, which is -8.
 
 import gguf
 import numpy as np
-from numba import prange
-from numba.extending import overload
 
 from q4run.kernels.compile import inline, kernel
-from q4run.kernels.formats.base import Format, dot_block, register
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.nibbles import nibbles
+from q4run.kernels.formats.reading import codes, implements, scale
 from q4run.kernels.formats.scaled import quantize_scaled, scales_of
-from q4run.kernels.simd.casts import concat, to_float
-from q4run.kernels.simd.memory import load_half, load_i8x32, load_u8x16
-from q4run.kernels.simd.ops import bit_and, dot_unsigned, fma, shift_right, splat
-from q4run.kernels.simd.vector import f32x8, i32x8, u8x16
+from q4run.kernels.simd.casts import halves_to_float
+from q4run.kernels.simd.memory import load_u16x8_bytes
 
 
 class Q4_0(Format):
@@ -27,9 +25,9 @@ class Q4_0(Format):
         return scales_of(raw) * (codes.astype(np.float32) - 8)
 
 
-@kernel(parallel=True)
+@kernel()
 def _quantize(values, scales, raw):
-    for block in prange(len(values)):
+    for block in range(len(values)):
         extreme = np.float32(0)
         for i in range(32):
             if abs(values[block, i]) > abs(extreme):
@@ -48,21 +46,14 @@ def _code(scaled):
     return min(np.int32(scaled + np.float32(8.5)), np.int32(15))
 
 
-FORMAT = register(Q4_0(gguf.GGMLQuantizationType.Q4_0, int8_activations=True))
+FORMAT = register(Q4_0(gguf.GGMLQuantizationType.Q4_0, [Field(0, 1, 2), Field(2, 4, 4)], zero=8))
 
 
-@overload(dot_block)
-def _dot_block(fmt, weights, offset, q, scales, sums, token, block, accumulator):
-    if fmt is not FORMAT.numba_type:
-        return None
+@implements(codes, FORMAT)
+def _codes(fmt, weights, at, group):
+    return nibbles(weights, at + 16)
 
-    def implementation(fmt, weights, offset, q, scales, sums, token, block, accumulator):
-        packed = load_u8x16(weights, offset + 2)
-        codes = concat(bit_and(packed, splat(u8x16, 15)), shift_right(packed, 4))
-        x = load_i8x32(q, token * q.shape[1] + 32 * block)
-        # The eight lanes start at -sum each: together the -8 of every code.
-        products = dot_unsigned(splat(i32x8, -sums[token, block]), codes, x)
-        scale = load_half(weights, offset) * scales[token, block]
-        return fma(to_float(products), splat(f32x8, scale), accumulator)
 
-    return implementation
+@implements(scale, FORMAT)
+def _scale(fmt, weights, at, group, half):
+    return halves_to_float(load_u16x8_bytes(weights, at))

@@ -5,16 +5,14 @@ Quantised as ggml's reference does: scale = largest magnitude / 127, halves away
 
 import gguf
 import numpy as np
-from numba import prange
-from numba.extending import overload
 
-from q4run.kernels.compile import kernel
-from q4run.kernels.formats.base import Format, dot_block, register
+from q4run.kernels.compile import inline, kernel
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.reading import codes, implements, scale
 from q4run.kernels.formats.scaled import quantize_scaled, scales_of
-from q4run.kernels.simd.casts import as_signed, to_float
-from q4run.kernels.simd.memory import load_half, load_i8x32, load_u8x32
-from q4run.kernels.simd.ops import dot_signed, fma, splat
-from q4run.kernels.simd.vector import f32x8, i32x8
+from q4run.kernels.simd.casts import as_signed, halves_to_float
+from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes
+from q4run.kernels.simd.ops import biased
 
 
 class Q8_0(Format):
@@ -25,9 +23,9 @@ class Q8_0(Format):
         return scales_of(raw) * raw[:, 2:].view(np.int8).astype(np.float32)
 
 
-@kernel(parallel=True)
+@kernel()
 def _quantize(values, scales, raw):
-    for block in prange(len(values)):
+    for block in range(len(values)):
         largest = np.float32(0)
         for i in range(32):
             largest = max(largest, abs(values[block, i]))
@@ -42,20 +40,30 @@ def _quantize(values, scales, raw):
             raw[block, 2 + i] = np.uint8(np.int32(code if scaled > 0 else -code) & 255)
 
 
-FORMAT = register(Q8_0(gguf.GGMLQuantizationType.Q8_0, int8_activations=True))
+FORMAT = register(
+    Q8_0(gguf.GGMLQuantizationType.Q8_0, [Field(0, 1, 2), Field(2, 8, 4)], signed=True)
+)
 
 
-@overload(dot_block)
-def _dot_block(fmt, weights, offset, q, scales, sums, token, block, accumulator):
-    if fmt is not FORMAT.numba_type:
-        return None
+@inline
+def _code(weights, at):
+    return biased(as_signed(load_u8x32(weights, at)))
 
-    def implementation(fmt, weights, offset, q, scales, sums, token, block, accumulator):
-        codes = as_signed(load_u8x32(weights, offset + 2))
-        x = load_i8x32(q, token * q.shape[1] + 32 * block)
-        # Codes first: a file may hold -128, which the second operand must not be.
-        products = dot_signed(splat(i32x8, 0), codes, x)
-        scale = load_half(weights, offset) * scales[token, block]
-        return fma(to_float(products), splat(f32x8, scale), accumulator)
 
-    return implementation
+@implements(codes, FORMAT)
+def _codes(fmt, weights, at, group):
+    return (
+        _code(weights, at + 16),
+        _code(weights, at + 48),
+        _code(weights, at + 80),
+        _code(weights, at + 112),
+        _code(weights, at + 144),
+        _code(weights, at + 176),
+        _code(weights, at + 208),
+        _code(weights, at + 240),
+    )
+
+
+@implements(scale, FORMAT)
+def _scale(fmt, weights, at, group, half):
+    return halves_to_float(load_u16x8_bytes(weights, at))

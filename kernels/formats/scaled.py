@@ -1,4 +1,4 @@
-"""Blocks that begin with an f16 scale, their codes behind it: shared by Q4_0 and Q8_0."""
+"""Blocks of 32 values with f16 scales: what the simple types share."""
 
 from collections.abc import Callable
 
@@ -19,11 +19,16 @@ def quantize_scaled(
     raw = np.empty((len(values), type_size), np.uint8)
     scales = np.empty((len(values), 1), np.float32)
     quantize(values, scales, raw)
-    with np.errstate(over="ignore"):
-        raw[:, :SCALE_BYTES] = scales.astype(np.float16).view(np.uint8)
+    raw[:, :SCALE_BYTES] = halves_of(scales)
     return raw
 
 
-def scales_of(raw: np.ndarray) -> np.ndarray:
-    """uint8 (n, type_size) -> float32 (n, 1)."""
-    return raw[:, :SCALE_BYTES].copy().view(np.float16).astype(np.float32)
+def scales_of(raw: np.ndarray, offset: int = 0) -> np.ndarray:
+    """The f16 at byte ``offset`` of each block: uint8 (n, type_size) -> float32 (n, 1)."""
+    return raw[:, offset : offset + SCALE_BYTES].copy().view(np.float16).astype(np.float32)
+
+
+def halves_of(scales: np.ndarray) -> np.ndarray:
+    """float32 (n, k) -> the bytes of as many f16, uint8 (n, 2 k); beyond the range infinite."""
+    with np.errstate(over="ignore"):
+        return scales.astype(np.float16).view(np.uint8)

@@ -7,7 +7,6 @@ A block that holds only -a, 0 and +a is coded without loss when a is an f16.
 """
 
 import numpy as np
-from numba import prange
 
 from q4run.kernels.compile import kernel
 
@@ -23,9 +22,9 @@ def ternarize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return scales.astype(np.float16), codes
 
 
-@kernel(parallel=True)
+@kernel()
 def _ternarize(values, scales, codes):
-    for block in prange(len(values)):
+    for block in range(len(values)):
         magnitudes = np.sort(np.abs(values[block]))[::-1]
         total = 0.0
         best_fall = 0.0

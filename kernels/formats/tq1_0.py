@@ -8,18 +8,17 @@ Bytes 48-51: value 240 + 4 n + m, n < 4.
 
 import gguf
 import numpy as np
-from numba.extending import overload
 
 from q4run.kernels.compile import inline
-from q4run.kernels.formats.base import Format, dot_block, register
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.reading import block_sums, codes, implements, scale
 from q4run.kernels.formats.ternary import ternarize
-from q4run.kernels.simd.casts import as_signed, concat, to_float
-from q4run.kernels.simd.memory import load_half, load_i8x32, load_repeated, load_u8x16, load_u8x32
-from q4run.kernels.simd.ops import dot_signed, fma, mul, mul_high, splat, sub
-from q4run.kernels.simd.vector import f32x8, i32x8, u8x16, u8x32
+from q4run.kernels.simd.casts import halves_to_float
+from q4run.kernels.simd.memory import load_four, load_u8x32, load_u16x8_bytes
+from q4run.kernels.simd.ops import dot_unsigned, splat, ternary_digit, ternary_digits
+from q4run.kernels.simd.vector import i32x8
 
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
-_POWER_OF_QUARTER = np.repeat(_POWERS[:4], 4)
 # (first byte, bytes, first value, digits) of the three sections.
 _SECTIONS = ((0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4))
 
@@ -49,50 +48,80 @@ class TQ1_0(Format):
         return scales * (np.concatenate(codes, axis=1).astype(np.float32) - 1)
 
 
-FORMAT = register(TQ1_0(gguf.GGMLQuantizationType.TQ1_0, int8_activations=True))
+FORMAT = register(
+    TQ1_0(
+        gguf.GGMLQuantizationType.TQ1_0,
+        [Field(0, 12, 4), Field(48, 1, 4), Field(52, 1, 2)],
+        zero=1,
+        block_at_once=True,
+    )
+)
+# Where the sections of eight interleaved rows begin.
+_SIXTEENS, _LAST, _SCALES = 8 * 32, 8 * 48, 8 * 52
+_POWER = np.array([1, 3, 9, 27, 81], np.uint16)
 
 
 @inline
-def _signs(shifted):
-    return as_signed(sub(mul_high(shifted, splat(u8x32, 3)), splat(u8x32, 1)))
+def _digit(weights, at, n):
+    return ternary_digit(load_u8x32(weights, at), _POWER[n])
 
 
-@inline
-def _add_part(signs, q, index, scale, accumulator):
-    products = dot_signed(splat(i32x8, 0), signs, load_i8x32(q, index))
-    return fma(to_float(products), splat(f32x8, scale), accumulator)
+@implements(codes, FORMAT)
+def _codes(fmt, weights, at, group):
+    if group < 5:
+        first, second = at, at + 128
+        n0 = n1 = n2 = n3 = group
+        step = 32
+        n4 = n5 = n6 = n7 = group
+    elif group < 7:
+        first = second = at + _SIXTEENS
+        step = 32
+        n0 = n1 = n2 = n3 = 2 * (group - 5)
+        n4 = n5 = n6 = n7 = 2 * (group - 5) + 1
+    else:
+        first, second = at + _SIXTEENS, at + _LAST
+        step = 0
+        n0 = n1 = n2 = n3 = 4
+        n4, n5, n6, n7 = 0, 1, 2, 3
+    return (
+        _digit(weights, first, n0),
+        _digit(weights, first + 32, n1),
+        _digit(weights, first + 64, n2),
+        _digit(weights, first + 96, n3),
+        _digit(weights, second, n4),
+        _digit(weights, second + step, n5),
+        _digit(weights, second + 2 * step, n6),
+        _digit(weights, second + 3 * step, n7),
+    )
 
 
-@overload(dot_block)
-def _dot_block(fmt, weights, offset, q, scales, sums, token, block, accumulator):
-    if fmt is not FORMAT.numba_type:
-        return None
+@implements(scale, FORMAT)
+def _scale(fmt, weights, at, group, half):
+    return halves_to_float(load_u16x8_bytes(weights, at + _SCALES))
 
-    def implementation(fmt, weights, offset, q, scales, sums, token, block, accumulator):
-        scale = load_half(weights, offset + 52)
-        first = token * q.shape[1] + 256 * block
-        part = 8 * block
 
-        packed = load_u8x32(weights, offset)
-        power = 1
-        for digit in range(5):
-            signs = _signs(mul(packed, splat(u8x32, power)))
-            part_scale = scale * scales[token, part + digit]
-            accumulator = _add_part(signs, q, first + 32 * digit, part_scale, accumulator)
-            power *= 3
-
-        short = load_u8x16(weights, offset + 32)
-        third = mul(short, splat(u8x16, 3))
-        ninth = mul(short, splat(u8x16, 9))
-        signs = _signs(concat(short, third))
-        part_scale = scale * scales[token, part + 5]
-        accumulator = _add_part(signs, q, first + 160, part_scale, accumulator)
-        signs = _signs(concat(ninth, mul(short, splat(u8x16, 27))))
-        part_scale = scale * scales[token, part + 6]
-        accumulator = _add_part(signs, q, first + 192, part_scale, accumulator)
-        last = mul(load_repeated(weights, offset + 48), load_u8x16(_POWER_OF_QUARTER, 0))
-        signs = _signs(concat(mul(short, splat(u8x16, 81)), last))
-        part_scale = scale * scales[token, part + 7]
-        return _add_part(signs, q, first + 224, part_scale, accumulator)
-
-    return implementation
+@implements(block_sums, FORMAT)
+def _block_sums(fmt, weights, at, q, x):
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(i32x8, 0)
+    for i in range(8):
+        d0, d1, d2, d3, d4 = ternary_digits(load_u8x32(weights, at + 32 * i))
+        col = x + 4 * i
+        s0 = dot_unsigned(s0, d0, load_four(q, col))
+        s1 = dot_unsigned(s1, d1, load_four(q, col + 32))
+        s2 = dot_unsigned(s2, d2, load_four(q, col + 64))
+        s3 = dot_unsigned(s3, d3, load_four(q, col + 96))
+        s4 = dot_unsigned(s4, d4, load_four(q, col + 128))
+    for i in range(4):
+        d0, d1, d2, d3, d4 = ternary_digits(load_u8x32(weights, at + _SIXTEENS + 32 * i))
+        col = x + 160 + 4 * i
+        s5 = dot_unsigned(s5, d0, load_four(q, col))
+        s5 = dot_unsigned(s5, d1, load_four(q, col + 16))
+        s6 = dot_unsigned(s6, d2, load_four(q, col + 32))
+        s6 = dot_unsigned(s6, d3, load_four(q, col + 48))
+        s7 = dot_unsigned(s7, d4, load_four(q, col + 64))
+    d0, d1, d2, d3, _ = ternary_digits(load_u8x32(weights, at + _LAST))
+    s7 = dot_unsigned(s7, d0, load_four(q, x + 240))
+    s7 = dot_unsigned(s7, d1, load_four(q, x + 244))
+    s7 = dot_unsigned(s7, d2, load_four(q, x + 248))
+    s7 = dot_unsigned(s7, d3, load_four(q, x + 252))
+    return s0, s1, s2, s3, s4, s5, s6, s7

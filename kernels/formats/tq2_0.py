@@ -5,14 +5,13 @@ Two groups of 32 bytes; bits 2l and 2l + 1 of byte m hold value 32 l + m of the 
 
 import gguf
 import numpy as np
-from numba.extending import overload
 
-from q4run.kernels.formats.base import Format, dot_block, register
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.reading import codes, implements, scale
 from q4run.kernels.formats.ternary import ternarize
-from q4run.kernels.simd.casts import as_signed, to_float
-from q4run.kernels.simd.memory import load_half, load_i8x32, load_u8x32
-from q4run.kernels.simd.ops import bit_and, dot_signed, fma, shift_right, splat, sub
-from q4run.kernels.simd.vector import f32x8, i32x8, u8x32
+from q4run.kernels.simd.casts import halves_to_float
+from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes
+from q4run.kernels.simd.ops import bit_field
 
 
 class TQ2_0(Format):
@@ -30,27 +29,27 @@ class TQ2_0(Format):
         return scales * (codes.astype(np.float32) - 1)
 
 
-FORMAT = register(TQ2_0(gguf.GGMLQuantizationType.TQ2_0, int8_activations=True))
+FORMAT = register(
+    TQ2_0(gguf.GGMLQuantizationType.TQ2_0, [Field(0, 16, 4), Field(64, 1, 2)], zero=1)
+)
+_SCALES = 8 * 64  # where the scales of eight interleaved rows begin
 
 
-@overload(dot_block)
-def _dot_block(fmt, weights, offset, q, scales, sums, token, block, accumulator):
-    if fmt is not FORMAT.numba_type:
-        return None
+@implements(codes, FORMAT)
+def _codes(fmt, weights, at, group):
+    first, shift = at + 256 * (group // 4), 2 * (group % 4)
+    return (
+        bit_field(load_u8x32(weights, first), shift, 3),
+        bit_field(load_u8x32(weights, first + 32), shift, 3),
+        bit_field(load_u8x32(weights, first + 64), shift, 3),
+        bit_field(load_u8x32(weights, first + 96), shift, 3),
+        bit_field(load_u8x32(weights, first + 128), shift, 3),
+        bit_field(load_u8x32(weights, first + 160), shift, 3),
+        bit_field(load_u8x32(weights, first + 192), shift, 3),
+        bit_field(load_u8x32(weights, first + 224), shift, 3),
+    )
 
-    def implementation(fmt, weights, offset, q, scales, sums, token, block, accumulator):
-        weight_scale = load_half(weights, offset + 64)
-        first = token * q.shape[1] + 256 * block
-        for group in range(2):
-            packed = load_u8x32(weights, offset + 32 * group)
-            for quarter in range(4):
-                part = 4 * group + quarter
-                codes = bit_and(shift_right(packed, 2 * quarter), splat(u8x32, 3))
-                signs = as_signed(sub(codes, splat(u8x32, 1)))
-                x = load_i8x32(q, first + 32 * part)
-                products = dot_signed(splat(i32x8, 0), signs, x)
-                scale = weight_scale * scales[token, 8 * block + part]
-                accumulator = fma(to_float(products), splat(f32x8, scale), accumulator)
-        return accumulator
 
-    return implementation
+@implements(scale, FORMAT)
+def _scale(fmt, weights, at, group, half):
+    return halves_to_float(load_u16x8_bytes(weights, at + _SCALES))

@@ -1,11 +1,16 @@
 """AVX2 with F16C: integer dots by ``vpmaddubsw`` and ``vpmaddwd``."""
 
+from collections.abc import Sequence
+
 from llvmlite import ir
 
 from q4run.kernels.simd.emit import I8, I16, I32, call, vector
 from q4run.kernels.simd.hardware_half import float_to_half, half_to_float
 
-__all__ = ["dot_signed", "dot_unsigned", "float_to_half", "half_to_float"]
+__all__ = ["BIAS", "dot_biased", "dot_unsigned", "float_to_half", "half_to_float", "look_up"]
+
+# Adding pairs in 16 bits leaves no room for unsigned bytes above 127.
+BIAS = 0
 
 
 def dot_unsigned(
@@ -17,14 +22,15 @@ def dot_unsigned(
     return builder.add(accumulator, fours)
 
 
-def dot_signed(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-    magnitude, signed = move_sign(builder, a, b)
-    return dot_unsigned(builder, accumulator, magnitude, signed)
-
-
-def move_sign(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """``|a|`` and ``b`` with the sign of ``a`` on it: the product is the same, ``|a|`` unsigned."""
+def dot_biased(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    # ``|a|`` and ``b`` with the sign of ``a`` on it: the product is the same, ``|a|`` unsigned.
     no_poison = ir.Constant(ir.IntType(1), 0)
     magnitude = call(builder, "llvm.abs.v32i8", vector(I8, 32), [a, no_poison])
     signed = call(builder, "llvm.x86.avx2.psign.b", vector(I8, 32), [b, a])
-    return magnitude, signed
+    return dot_unsigned(builder, accumulator, magnitude, signed)
+
+
+def look_up(builder: ir.IRBuilder, table: Sequence[int], indices: ir.Value) -> ir.Value:
+    # ``vpshufb`` looks up within each 128-bit half.
+    both = ir.Constant(vector(I8, 32), [*table, *table])
+    return call(builder, "llvm.x86.avx2.pshuf.b", vector(I8, 32), [both, indices])

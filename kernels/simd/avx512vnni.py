@@ -2,11 +2,11 @@
 
 from llvmlite import binding, ir
 
-from q4run.kernels.simd.avx2 import move_sign
+from q4run.kernels.simd.avx2 import look_up
 from q4run.kernels.simd.emit import I32, call, vector
 from q4run.kernels.simd.hardware_half import float_to_half, half_to_float
 
-__all__ = ["dot_signed", "dot_unsigned", "float_to_half", "half_to_float"]
+__all__ = ["BIAS", "dot_biased", "dot_unsigned", "float_to_half", "half_to_float", "look_up"]
 
 # LLVM 22 declares the bytes as bytes; before, they travelled as 32-bit lanes.
 _BYTE_OPERANDS = binding.llvm_version_info >= (22, 0, 0)
@@ -22,6 +22,6 @@ def dot_unsigned(
     return call(builder, name, vector(I32, 8), [accumulator, a, b])
 
 
-def dot_signed(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-    magnitude, signed = move_sign(builder, a, b)
-    return dot_unsigned(builder, accumulator, magnitude, signed)
+# ``vpdpbusd`` takes any unsigned byte, and sums in 32 bits.
+BIAS = 128
+dot_biased = dot_unsigned

@@ -38,6 +38,25 @@ def bits_float(typing_context, a):
 
 
 @intrinsic
+def halved_power_of_two(typing_context, exponent):
+    """``2 ** (exponent - 128)`` for i32x8 of 0 to 255, as f32x8, the subnormal ones included."""
+
+    def codegen(context, builder, signature, args):
+        def constant(number: int) -> ir.Value:
+            return llvm_vector(i32x8)([number] * 8)
+
+        normal = builder.shl(builder.sub(args[0], constant(1)), constant(23))
+        is_small = builder.icmp_signed("<", args[0], constant(2))
+        subnormal = builder.select(
+            builder.icmp_signed("==", args[0], constant(0)), constant(1 << 21), constant(1 << 22)
+        )
+        bits = builder.select(is_small, subnormal, normal)
+        return builder.bitcast(bits, llvm_vector(f32x8))
+
+    return f32x8(i32x8), codegen
+
+
+@intrinsic
 def halves_to_float(typing_context, a):
     """8 f16 bit patterns to f32x8, exactly."""
 

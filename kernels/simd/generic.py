@@ -1,10 +1,12 @@
 """The operations in plain LLVM: right on every machine that LLVM compiles for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
 
-from q4run.kernels.simd.emit import F32, I16, I32, lanes_of, vector
+from q4run.kernels.simd.emit import F32, I8, I16, I32, lanes_of, vector
+
+BIAS = 0
 
 
 def dot_unsigned(
@@ -13,7 +15,7 @@ def dot_unsigned(
     return _dot(builder, accumulator, builder.zext(a, vector(I32, 32)), b)
 
 
-def dot_signed(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+def dot_biased(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
     return _dot(builder, accumulator, builder.sext(a, vector(I32, 32)), b)
 
 
@@ -22,6 +24,19 @@ def _dot(builder: ir.IRBuilder, accumulator: ir.Value, a: ir.Value, b: ir.Value)
     for lane in range(4):
         accumulator = builder.add(accumulator, lanes_of(builder, products, range(lane, 32, 4)))
     return accumulator
+
+
+def look_up(builder: ir.IRBuilder, table: Sequence[int], indices: ir.Value) -> ir.Value:
+    """A tree of choices, one level for each bit of the index."""
+    bytes_ = vector(I8, 32)
+    entries = [ir.Constant(bytes_, [entry] * 32) for entry in table]
+    for bit in range(4):
+        masked = builder.and_(indices, ir.Constant(bytes_, [1 << bit] * 32))
+        is_set = builder.icmp_unsigned("!=", masked, ir.Constant(bytes_, [0] * 32))
+        entries = [
+            builder.select(is_set, entries[i + 1], entries[i]) for i in range(0, len(entries), 2)
+        ]
+    return entries[0]
 
 
 def half_to_float(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:

@@ -7,6 +7,9 @@ from q4run.kernels.simd.target import TARGET
 _target = import_module(f"q4run.kernels.simd.{TARGET}")
 
 dot_unsigned = _target.dot_unsigned
-dot_signed = _target.dot_signed
+# Signed bytes are made ``BIAS`` larger where the target's dot wants one operand unsigned.
+BIAS: int = _target.BIAS
+dot_biased = _target.dot_biased
 half_to_float = _target.half_to_float
 float_to_half = _target.float_to_half
+look_up = _target.look_up

@@ -3,14 +3,19 @@
 Each operation is a numba intrinsic that becomes one or a few LLVM instructions.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba import types
+from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
 from q4run.kernels.simd import emit, lowering
+from q4run.kernels.simd.lowering import BIAS
 from q4run.kernels.simd.vector import Vector, f32x8, i8x32, i32x8, llvm_vector, u8x32
+
+_PAIRS = ir.VectorType(ir.IntType(16), 16)
 
 
 def _binary(float_op: str, int_op: str, doc: str) -> Any:
@@ -179,25 +184,159 @@ def dot_unsigned(typing_context, accumulator, a, b):
 
 
 @intrinsic
-def dot_signed(typing_context, accumulator, a, b):
-    """``accumulator`` (i32x8) plus, per lane, four products of i8x32 ``a`` and i8x32 ``b``.
-
-    ``b`` must stay above -128.
-    """
+def biased(typing_context, a):
+    """Signed bytes, i8x32, as ``dot_biased`` takes them: u8x32 that are ``BIAS`` larger."""
 
     def codegen(context, builder, signature, args):
-        return lowering.dot_signed(builder, *args)
+        if not BIAS:
+            return args[0]
+        return builder.xor(args[0], ir.Constant(args[0].type, [BIAS] * 32))
 
-    return i32x8(i32x8, i8x32, i8x32), codegen
+    return u8x32(i8x32), codegen
 
 
 @intrinsic
-def mul_high(typing_context, a, b):
-    """The upper byte of each 16-bit product of two u8x32."""
+def dot_biased(typing_context, accumulator, a, b):
+    """``accumulator`` (i32x8) plus, per lane, four products of ``biased`` bytes and i8x32 ``b``.
+
+    The sum is too large by ``BIAS`` times the sum of ``b``. ``b`` must stay above -128.
+    """
 
     def codegen(context, builder, signature, args):
-        wide = ir.VectorType(ir.IntType(16), 32)
-        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
-        return builder.trunc(builder.lshr(product, wide([8] * 32)), llvm_vector(u8x32))
+        return lowering.dot_biased(builder, *args)
 
-    return u8x32(u8x32, u8x32), codegen
+    return i32x8(i32x8, u8x32, i8x32), codegen
+
+
+@intrinsic
+def bit_field(typing_context, a, shift, mask):
+    """Per byte of u8x32: ``(a >> shift) & mask``, for masks of at most ``8 - shift`` bits."""
+
+    def codegen(context, builder, signature, args):
+        count = context.cast(builder, args[1], signature.args[1], types.uint16)
+        shifted = builder.lshr(builder.bitcast(args[0], _PAIRS), emit.splat(builder, count, 16))
+        scalar = context.cast(builder, args[2], signature.args[2], types.uint8)
+        kept = emit.splat(builder, scalar, 32)
+        return builder.and_(builder.bitcast(shifted, llvm_vector(u8x32)), kept)
+
+    return u8x32(u8x32, shift, mask), codegen
+
+
+@intrinsic
+def bit_field_at(typing_context, a, shift, mask, place):
+    """Per byte of u8x32: ``((a >> shift) & mask) << place``, all within the byte."""
+
+    def codegen(context, builder, signature, args):
+        counts = [
+            emit.splat(builder, context.cast(builder, arg, kind, types.uint16), 16)
+            for arg, kind in zip(args[1:], signature.args[1:], strict=True)
+        ]
+        shift, mask, place = counts
+        both = builder.or_(mask, builder.shl(mask, ir.Constant(_PAIRS, [8] * 16)))
+        kept = builder.and_(builder.lshr(builder.bitcast(args[0], _PAIRS), shift), both)
+        return builder.bitcast(builder.shl(kept, place), llvm_vector(u8x32))
+
+    return u8x32(u8x32, shift, mask, place), codegen
+
+
+@intrinsic(prefer_literal=True)
+def add_where_set(typing_context, a, value, words, first):
+    """u8x32 ``a`` plus ``value`` in each byte c of a 32-bit lane whose bit ``first + c`` is set.
+
+    words: i32x8 with the bits; first: a constant multiple of 4; value: a constant.
+    """
+    if not all(isinstance(constant, types.IntegerLiteral) for constant in (value, first)):
+        raise RequireLiteralValue("add_where_set takes constants")
+    bit = first.literal_value
+
+    def codegen(context, builder, signature, args):
+        bytes_ = builder.bitcast(args[2], llvm_vector(u8x32))
+        spread = emit.lanes_of(builder, bytes_, [4 * (i // 4) + bit // 8 for i in range(32)])
+        bits = ir.Constant(spread.type, [1 << (bit % 8 + i % 4) for i in range(32)])
+        is_set = builder.icmp_unsigned("==", builder.and_(spread, bits), bits)
+        added = ir.Constant(spread.type, [value.literal_value] * 32)
+        return builder.add(args[0], builder.select(is_set, added, spread.type([0] * 32)))
+
+    return u8x32(u8x32, value, i32x8, first), codegen
+
+
+def byte_table(values: Sequence[int]) -> Any:
+    """An operation that looks each byte of u8x32 up among 16 (bytes; negative ones as signed)."""
+    table = [value & 255 for value in values]
+
+    @intrinsic
+    def look_up(typing_context, indices):
+        def codegen(context, builder, signature, args):
+            return lowering.look_up(builder, table, args[0])
+
+        return u8x32(u8x32), codegen
+
+    look_up.__doc__ = "Per byte of u8x32, all below 16: the table's entry of that index."
+    return look_up
+
+
+@intrinsic
+def ternary_digit(typing_context, a, power):
+    """Per byte b of u8x32: ``((b * power) % 256) * 3 >> 8``, a digit of TQ1_0; 16-bit ``power``."""
+
+    def codegen(context, builder, signature, args):
+        power = emit.splat(builder, args[1], 16)
+        halves = [_low_bytes(builder, builder.mul(half, power)) for half in _halves(builder, args)]
+        return _ternary_step(builder, *halves)[0]
+
+    return u8x32(u8x32, types.uint16), codegen
+
+
+@intrinsic
+def ternary_digits(typing_context, a):
+    """``ternary_digit`` of u8x32 for the powers 1, 3, 9, 27 and 81, each from the one before."""
+
+    def codegen(context, builder, signature, args):
+        halves = _halves(builder, args)
+        digits = []
+        for _ in range(5):
+            digit, *halves = _ternary_step(builder, *halves)
+            digits.append(digit)
+        return context.make_tuple(builder, signature.return_type, digits)
+
+    return types.UniTuple(u8x32, 5)(u8x32), codegen
+
+
+def _halves(builder: ir.IRBuilder, args: Any) -> list[ir.Value]:
+    """The even bytes and the odd bytes of a vector, in 16-bit lanes."""
+    pairs = builder.bitcast(args[0], _PAIRS)
+    return [_low_bytes(builder, pairs), builder.lshr(pairs, ir.Constant(_PAIRS, [8] * 16))]
+
+
+def _low_bytes(builder: ir.IRBuilder, pairs: ir.Value) -> ir.Value:
+    return builder.and_(pairs, ir.Constant(_PAIRS, [0xFF] * 16))
+
+
+def _ternary_step(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value) -> tuple[ir.Value, ...]:
+    """``b * 3 >> 8`` of all bytes, and ``b * 3 % 256`` of the even ones and of the odd ones."""
+    three = ir.Constant(_PAIRS, [3] * 16)
+    even, odd = builder.mul(even, three), builder.mul(odd, three)
+    low = builder.lshr(even, ir.Constant(_PAIRS, [8] * 16))
+    high = builder.and_(odd, ir.Constant(_PAIRS, [0xFF00] * 16))
+    digit = builder.bitcast(builder.or_(low, high), llvm_vector(u8x32))
+    return digit, _low_bytes(builder, even), _low_bytes(builder, odd)
+
+
+@intrinsic
+def lane(typing_context, a, index):
+    """One lane of f32x8."""
+
+    def codegen(context, builder, signature, args):
+        return builder.extract_element(args[0], args[1])
+
+    return types.float32(f32x8, types.intp), codegen
+
+
+@intrinsic
+def with_lane(typing_context, a, index, value):
+    """f32x8 with one lane set anew."""
+
+    def codegen(context, builder, signature, args):
+        return builder.insert_element(args[0], args[2], args[1])
+
+    return f32x8(f32x8, types.intp, types.float32), codegen

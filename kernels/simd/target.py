@@ -1,12 +1,17 @@
 """Which instructions the kernels use: chosen once, from the machine or from ``Q4RUN_SIMD``."""
 
+import ctypes
 import os
 import platform
 import sys
 
 from llvmlite import binding
+from numba.core import config
 
 TARGETS = ("avx512vnni", "avx2", "neon", "generic")
+# Where Linux tells a process of an Arm processor's extensions: the entry of the auxiliary vector,
+# and the bit in it (the kernel's "arm64/elf_hwcaps").
+_HWCAPS = {"dotprod": (16, 1 << 20)}
 
 
 def available_targets() -> list[str]:
@@ -18,17 +23,27 @@ def available_targets() -> list[str]:
         if features.get("avx512vnni") and features.get("avx512vl"):
             found.append("avx512vnni")
         found.append("avx2")
-    # Every Mac with an Arm processor has the dot product; LLVM does not always say so.
-    if machine in ("arm64", "aarch64") and (features.get("dotprod") or sys.platform == "darwin"):
+    if machine in ("arm64", "aarch64") and (features | _arm_extensions()).get("dotprod"):
         found.append("neon")
     return [*found, "generic"]
 
 
 def _host_features() -> dict[str, bool]:
     try:
-        return binding.get_host_cpu_features()
+        return dict(binding.get_host_cpu_features())
     except RuntimeError:  # LLVM cannot tell on every system
         return {}
+
+
+def _arm_extensions() -> dict[str, bool]:
+    """What is known of an Arm processor without LLVM, which reads names and ``/proc/cpuinfo``."""
+    if sys.platform == "darwin":  # every Arm processor of Apple's has them
+        return dict.fromkeys(_HWCAPS, True)
+    getauxval = getattr(ctypes.CDLL(None), "getauxval", None)
+    if getauxval is None:
+        return {}
+    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
+    return {name: bool(getauxval(entry) & bit) for name, (entry, bit) in _HWCAPS.items()}
 
 
 def _choose() -> str:
@@ -46,3 +61,8 @@ def _choose() -> str:
 
 
 TARGET = _choose()
+
+if TARGET == "neon" and config.CPU_FEATURES is None:
+    # Otherwise numba compiles for what LLVM knows, and ends the process at an unknown instruction.
+    known = binding.FeatureMap(_host_features() | {"dotprod": True})
+    config.CPU_FEATURES = known.flatten()

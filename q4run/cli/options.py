@@ -35,6 +35,7 @@ class KVType(StrEnum):
 
     F16 = "f16"
     F32 = "f32"
+    Q8_0 = "q8_0"
 
 
 def _check_size(text: str | None) -> str | None:
@@ -103,7 +104,8 @@ KV = Annotated[
     KVType,
     typer.Option(
         "--kv-type",
-        help="How the conversation's keys and values are stored: f16 takes half the RAM of f32.",
+        help="How the conversation's keys and values are stored: f32, f16 in half the RAM, or q8_0"
+        " in a quarter.",
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
@@ -228,7 +230,7 @@ def open_model(
         # These take most of a second: only now, and with the progress line under way.
         from q4run.kernels.compile import CACHE_FOLDER
 
-        stages = {} if any(CACHE_FOLDER.glob("*/*")) else {"compiling kernels": _FIRST_TIME}
+        stages = {} if any(CACHE_FOLDER.glob("**/*.nbc")) else {"compiling kernels": _FIRST_TIME}
         from q4run.model import load
 
         model = load(
@@ -267,6 +269,8 @@ def _say_what_was_chosen(model: Model) -> None:
         [model.path.name, shape, f"{ram}{parts}{slots}", *how],
         shorter=[model.path.name, config.architecture, f"{ram}{slots}", *how],
     )
+    for text in model.notes:
+        note(text)
     if model.session.context > config.context_length:
         note(
             f"The model was trained on {config.context_length} tokens: in a context of"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import Format
+from q4run.kernels.strips import padded_rows
 from q4run.models.config import ModelConfig, MoeConfig
 from q4run.weights import checked_tensor, format_of
 
-# Direct reads begin and end on these borders, in the file and in memory.
-ALIGNMENT = 4096
+_ALIGNMENT = 64  # of a matrix in a slot: whole cache lines
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,28 @@ class ExpertMatrix:
     path: Path
     fmt: Format
     n_rows: int
-    row_bytes: int
+    n_cols: int
     offset: int
-    slot_offset: int  # where the aligned range that holds the matrix begins in a slot
+    slot_offset: int  # where the interleaved matrix begins in a slot
+
+    @property
+    def row_bytes(self) -> int:
+        return self.fmt.row_bytes(self.n_cols)
 
     @property
     def n_bytes(self) -> int:
+        """An expert's share of the file."""
         return self.n_rows * self.row_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """An expert's share of its slot."""
+        n_bytes = padded_rows(self.n_rows) * self.fmt.in_ram.row_bytes(self.n_cols)
+        return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
 
     def begins(self, expert: int) -> int:
         """The file offset of an expert's matrix."""
         return self.offset + expert * self.n_bytes
-
-    def place(self, expert: int) -> int:
-        """Where in a slot the matrix begins: as far past an alignment border as in the file."""
-        return self.slot_offset + self.begins(expert) % ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -76,17 +83,8 @@ def _layer_matrices(
         shape = (moe.n_expert, n_rows, n_cols)
         tensor = checked_tensor(file, f"blk.{i}.ffn_{name}_exps.weight", shape)
         fmt = format_of(tensor)
-        matrix = ExpertMatrix(
-            tensor.path, fmt, n_rows, fmt.row_bytes(n_cols), tensor.offset, slot_offset
-        )
+        matrix = ExpertMatrix(tensor.path, fmt, n_rows, n_cols, tensor.offset, slot_offset)
         matrices.append(matrix)
-        slot_offset += _aligned_bytes(matrix)
+        slot_offset += matrix.slot_bytes
     gate, up, down = matrices
     return (gate, up, down), slot_offset
-
-
-def _aligned_bytes(matrix: ExpertMatrix) -> int:
-    """Whole alignment units that hold any expert's matrix together with what precedes it."""
-    if matrix.offset % ALIGNMENT == 0 and matrix.n_bytes % ALIGNMENT == 0:
-        return matrix.n_bytes
-    return (matrix.n_bytes + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT

@@ -14,9 +14,10 @@ class Slots:
     def __init__(self, n_slots: int, slot_bytes: int) -> None:
         self.n_slots = n_slots
         self._slot_bytes = slot_bytes
-        # An anonymous map begins on a page border, which direct reads need.
+        # An anonymous map takes no memory for slots that are never filled.
         self._slab = mmap.mmap(-1, max(1, n_slots * slot_bytes))
         self._bytes = np.frombuffer(self._slab, np.uint8)
+        self._address = self._bytes.ctypes.data
         self._free = list(range(n_slots))[::-1]
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._pinned: set[Key] = set()
@@ -55,3 +56,7 @@ class Slots:
         """The slot of a present expert: uint8 (slot_bytes,)."""
         first = self._slot_of[key] * self._slot_bytes
         return self._bytes[first : first + self._slot_bytes]
+
+    def address_of(self, key: Key) -> int:
+        """Where the slot of a present expert begins in memory."""
+        return self._address + self._slot_of[key] * self._slot_bytes

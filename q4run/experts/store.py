@@ -6,22 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Barrier
 from types import TracebackType
 
 from q4run.errors import Error
-from q4run.experts.layout import ALIGNMENT, ExpertLayout, ExpertMatrix
+from q4run.experts.filling import N_READERS, PIECE_BYTES, Filler, Piece, cut_into_pieces
+from q4run.experts.layout import ExpertLayout
 from q4run.experts.methods import ReadMethod
 from q4run.experts.slots import Key, Slots
-from q4run.weights import Matrix
-
-# One read is at most this long: several threads share a large expert, one takes a small one whole.
-_PIECE_BYTES = 2 << 20
-_N_READERS = 8
-
-Piece = tuple[Path, int, memoryview]  # file, offset, where the bytes go
 
 
 @dataclass
@@ -46,10 +39,11 @@ class ExpertStore:
         self.layout = layout
         self.slots = Slots(n_slots, layout.slot_bytes)
         self._method = method
-        self._readers = ThreadPoolExecutor(_N_READERS, thread_name_prefix="q4run-read")
+        self._filler = Filler(layout, method)
+        self._readers = ThreadPoolExecutor(N_READERS, thread_name_prefix="q4run-read")
         # All threads start now: where the system refuses one, no slot is half filled yet.
-        everyone = Barrier(_N_READERS)
-        for ready in [self._readers.submit(everyone.wait) for _ in range(_N_READERS)]:
+        everyone = Barrier(N_READERS)
+        for ready in [self._readers.submit(everyone.wait) for _ in range(N_READERS)]:
             ready.result()
 
     def request(self, layer: int, experts: Sequence[int]) -> Request:
@@ -58,63 +52,44 @@ class ExpertStore:
 
     def read(self, key: Key, arrived: SimpleQueue[Arrival]) -> int:
         """Starts to fill a claimed slot; returns how many reads ``arrived`` will hear of."""
-        pieces = self._pieces(key)
+        layer, expert = key
+        slot = self.slots.bytes_of(key)
+        matrices = self.layout.layers[layer]
+        pieces = [piece for m in matrices for piece in cut_into_pieces(m, expert, slot)]
         batches = _batches(pieces)
         for batch in batches:
-            future = self._readers.submit(self._read_pieces, batch)
+            future = self._readers.submit(self._fill_pieces, batch)
             future.add_done_callback(lambda done: arrived.put((key, done)))
-        self.counters.bytes_read += sum(len(target) for _, _, target in pieces)
         return len(batches)
 
-    def matrices(self, key: Key) -> tuple[Matrix, Matrix, Matrix]:
-        """Gate, up and down of an expert whose slot is filled."""
-        layer, expert = key
-        gate, up, down = (self._matrix(key, m, expert) for m in self.layout.layers[layer])
-        return gate, up, down
+    def addresses(self, key: Key) -> tuple[int, int, int]:
+        """Where gate, up and down of an expert in RAM are, interleaved."""
+        begin = self.slots.address_of(key)
+        gate, up, down = self.layout.layers[key[0]]
+        return begin + gate.slot_offset, begin + up.slot_offset, begin + down.slot_offset
 
     def close(self) -> None:
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._method.close()
 
-    def _matrix(self, key: Key, matrix: ExpertMatrix, expert: int) -> Matrix:
-        place = matrix.place(expert)
-        data = self.slots.bytes_of(key)[place : place + matrix.n_bytes]
-        return Matrix(matrix.fmt, data.reshape(matrix.n_rows, matrix.row_bytes))
-
-    def _pieces(self, key: Key) -> list[Piece]:
-        """The reads that fill an expert's slot, widened to the method's alignment."""
-        layer, expert = key
-        slot = self.slots.bytes_of(key).data
-        unit = self._method.alignment
-        pieces = []
-        for matrix in self.layout.layers[layer]:
-            begin = matrix.begins(expert) // unit * unit
-            end = -(-(matrix.begins(expert) + matrix.n_bytes) // unit) * unit
-            place = matrix.slot_offset + begin % ALIGNMENT
-            for first in range(begin, end, _PIECE_BYTES):
-                length = min(_PIECE_BYTES, end - first)
-                at = place + first - begin
-                pieces.append((matrix.path, first, slot[at : at + length]))
-        return pieces
-
-    def _read_pieces(self, pieces: list[Piece]) -> float:
-        """Runs on a reader thread; returns the seconds it took."""
+    def _fill_pieces(self, pieces: list[Piece]) -> tuple[int, float]:
+        """Runs on a reader thread; returns the bytes it read and the seconds it took."""
         started = time.perf_counter()
-        for path, offset, target in pieces:
-            self._method.read(path, offset, target)
-        return time.perf_counter() - started
+        n_bytes = sum(self._filler.fill(piece) for piece in pieces)
+        return n_bytes, time.perf_counter() - started
 
 
-Arrival = tuple[Key, "Future[float]"]
+Arrival = tuple[Key, "Future[tuple[int, float]]"]
 
 
 class Request:
     """Experts of one layer on their way: a context manager to be iterated once.
 
-    Yields (expert, (gate, up, down)): first those in RAM, then the others as they arrive. An
-    expert's matrices are valid until the next one is asked for. Where there are fewer free slots
-    than missing experts, the rest is read as slots are used up, so any number of experts runs
-    through a single slot. Leaving the context waits for reads under way, whatever happened.
+    Yields lists of (expert, addresses of gate, up and down): first those in RAM (perhaps none),
+    then the others as they arrive. A list's experts stay where they are until the next list is
+    asked for. Where there are fewer free slots than missing experts, the rest is read as slots are
+    used up, so any number of experts runs through a single slot. Leaving the context waits for
+    reads under way, whatever happened.
     """
 
     def __init__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
@@ -134,14 +109,14 @@ class Request:
     def __enter__(self) -> Request:
         return self
 
-    def __iter__(self) -> Iterator[tuple[int, tuple[Matrix, Matrix, Matrix]]]:
-        for key in self._resident:
-            yield key[1], self._store.matrices(key)
-            self._release(key)
-        while self._pieces_left:
-            key = self._await_one()
-            yield key[1], self._store.matrices(key)
-            self._release(key)
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int, int]]]]:
+        ready = self._resident
+        while True:
+            yield [(key[1], self._store.addresses(key)) for key in ready]
+            self._release(ready)
+            if not self._pieces_left:
+                break
+            ready = self._await_some()
         if self._missing:
             raise RuntimeError("no slot for an expert: another request holds them all")
 
@@ -166,21 +141,24 @@ class Request:
             self._held.add(key)
             self._pieces_left[key] = self._store.read(key, self._arrived)
 
-    def _release(self, key: Key) -> None:
-        self._held.discard(key)
-        self._store.slots.unpin(key)
+    def _release(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            self._held.discard(key)
+            self._store.slots.unpin(key)
         self._start_reads()
 
-    def _await_one(self) -> Key:
-        """Waits until some expert is complete."""
+    def _await_some(self) -> list[Key]:
+        """Waits until some expert is complete; takes what else has arrived by then."""
         started = time.perf_counter()
+        complete: list[Key] = []
         try:
-            while True:
+            while not complete or not self._arrived.empty():
                 key = self._take_arrival()
                 if key in self._failed:
                     raise Error(f"an expert could not be read: {self._failed[key]}")
                 if key not in self._pieces_left:
-                    return key
+                    complete.append(key)
+            return complete
         finally:
             self._store.counters.wait_s += time.perf_counter() - started
 
@@ -189,7 +167,9 @@ class Request:
         key, done = self._arrived.get()
         error = done.exception()
         if error is None:
-            self._store.counters.read_s += done.result()
+            n_bytes, seconds = done.result()
+            self._store.counters.bytes_read += n_bytes
+            self._store.counters.read_s += seconds
         else:
             self._failed[key] = error
         self._pieces_left[key] -= 1
@@ -203,9 +183,9 @@ def _batches(pieces: list[Piece]) -> list[list[Piece]]:
     batches: list[list[Piece]] = [[]]
     filled = 0
     for piece in pieces:
-        if batches[-1] and filled + len(piece[2]) > _PIECE_BYTES:
+        if batches[-1] and filled + piece.target.size > PIECE_BYTES:
             batches.append([])
             filled = 0
         batches[-1].append(piece)
-        filled += len(piece[2])
+        filled += piece.target.size
     return batches

@@ -1,0 +1,49 @@
+"""The 6-bit scales and minima of Q4_K and Q5_K: eight of each in 12 bytes.
+
+The first four scales are in the lower 6 bits of bytes 0-3, the first four minima in those of bytes
+4-7. Byte 8 + i has the lower halves of scale and minimum 4 + i; their upper two bits are the
+upper two bits of bytes i and 4 + i.
+"""
+
+import numpy as np
+
+from q4run.kernels.compile import inline
+from q4run.kernels.simd.casts import halves_to_float, to_float
+from q4run.kernels.simd.memory import load_i32x8_bytes, load_u16x8_bytes
+from q4run.kernels.simd.ops import bit_and, bit_or, mul, shift_right, splat, sub
+from q4run.kernels.simd.vector import f32x8, i32x8
+
+
+def unpack_scales(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (n, 12) -> scales and minima, float32 (n, 8) each."""
+    scales, minima, shared = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    return (
+        np.concatenate([scales & 63, shared & 15 | scales >> 2 & 48], axis=1).astype(np.float32),
+        np.concatenate([minima & 63, shared >> 4 | minima >> 2 & 48], axis=1).astype(np.float32),
+    )
+
+
+@inline
+def _six_bits(weights, at, group, which):
+    """Scale (``which`` 0) or minimum (1) of a group; the rows' 12 bytes begin at byte ``at``."""
+    own = load_i32x8_bytes(weights, at + 32 * which)
+    if group < 4:
+        return bit_and(shift_right(own, 8 * group), splat(i32x8, 63))
+    byte = 8 * (group - 4)
+    lower = shift_right(load_i32x8_bytes(weights, at + 64), byte + 4 * which)
+    upper = bit_and(shift_right(own, byte + 2), splat(i32x8, 48))
+    return bit_or(bit_and(lower, splat(i32x8, 15)), upper)
+
+
+@inline
+def group_scale(weights, at, group):
+    """The scale of a group; the rows' blocks begin at byte ``at``."""
+    factor = halves_to_float(load_u16x8_bytes(weights, at))
+    return mul(factor, to_float(_six_bits(weights, at + 8 * 4, group, 0)))
+
+
+@inline
+def group_minimum(weights, at, group):
+    """The minimum of a group: what is stored is how far below zero it lies."""
+    factor = sub(splat(f32x8, 0.0), halves_to_float(load_u16x8_bytes(weights, at + 8 * 2)))
+    return mul(factor, to_float(_six_bits(weights, at + 8 * 4, group, 1)))

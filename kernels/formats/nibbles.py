@@ -1,0 +1,36 @@
+"""32 4-bit codes in 16 bytes: byte j has code j in its low half, code j + 16 in its high half."""
+
+import numpy as np
+
+from q4run.kernels.compile import inline
+from q4run.kernels.simd.memory import load_u8x32
+from q4run.kernels.simd.ops import bit_and, bit_field, splat
+from q4run.kernels.simd.vector import u8x32
+
+
+def pack_nibbles(codes: np.ndarray) -> np.ndarray:
+    """uint8 (..., 32), all below 16 -> uint8 (..., 16)."""
+    return codes[..., :16] | codes[..., 16:] << 4
+
+
+def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+    """uint8 (..., 16) -> uint8 (..., 32)."""
+    return np.concatenate([packed & 15, packed >> 4], axis=-1)
+
+
+@inline
+def nibbles(weights, at):
+    """The codes of eight interleaved rows, whose 16 bytes each begin at byte ``at``."""
+    p0, p1 = load_u8x32(weights, at), load_u8x32(weights, at + 32)
+    p2, p3 = load_u8x32(weights, at + 64), load_u8x32(weights, at + 96)
+    low = splat(u8x32, 15)
+    return (
+        bit_and(p0, low),
+        bit_and(p1, low),
+        bit_and(p2, low),
+        bit_and(p3, low),
+        bit_field(p0, 4, 15),
+        bit_field(p1, 4, 15),
+        bit_field(p2, 4, 15),
+        bit_field(p3, 4, 15),
+    )

@@ -1,0 +1,67 @@
+"""Q2_K: 256 values in sixteens, each with a scale and a minimum of 4 bits.
+
+Value = factor * scale * code - minimum factor * minimum. 16 bytes with a scale in the lower half
+and a minimum in the upper; 64 bytes of codes; both f16 factors. Of each half (128 values, 32 bytes)
+bits 2g and 2g + 1 of byte m are value 32 g + m.
+"""
+
+import gguf
+import numpy as np
+
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.reading import codes, implements, minimum, scale
+from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.simd.casts import halves_to_float, to_float
+from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes, load_wide_u8
+from q4run.kernels.simd.ops import bit_and, bit_field, mul, shift_right, splat, sub
+from q4run.kernels.simd.vector import f32x8, i32x8
+
+
+class Q2_K(Format):
+    def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
+        scales = scales_of(raw, 80) * (raw[:, :16] & 15).astype(np.float32)
+        minima = scales_of(raw, 82) * (raw[:, :16] >> 4).astype(np.float32)
+        shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(4, 1)
+        codes = (raw[:, 16:80].reshape(-1, 2, 1, 32) >> shifts & 3).reshape(-1, 16, 16)
+        values = scales[:, :, None] * codes.astype(np.float32) - minima[:, :, None]
+        return values.reshape(-1, 256)
+
+
+FORMAT = register(
+    Q2_K(
+        gguf.GGMLQuantizationType.Q2_K,
+        [Field(0, 16, 1), Field(16, 16, 4), Field(80, 1, 2), Field(82, 1, 2)],
+        half_groups=True,
+        has_minimum=True,
+    )
+)
+# Where the parts of eight interleaved rows begin.
+_CODES, _FACTORS, _MINIMUM_FACTORS = 8 * 16, 8 * 80, 8 * 82
+
+
+@implements(codes, FORMAT)
+def _codes(fmt, weights, at, group):
+    first, shift = at + _CODES + 256 * (group >> 2), 2 * (group & 3)
+    return (
+        bit_field(load_u8x32(weights, first), shift, 3),
+        bit_field(load_u8x32(weights, first + 32), shift, 3),
+        bit_field(load_u8x32(weights, first + 64), shift, 3),
+        bit_field(load_u8x32(weights, first + 96), shift, 3),
+        bit_field(load_u8x32(weights, first + 128), shift, 3),
+        bit_field(load_u8x32(weights, first + 160), shift, 3),
+        bit_field(load_u8x32(weights, first + 192), shift, 3),
+        bit_field(load_u8x32(weights, first + 224), shift, 3),
+    )
+
+
+@implements(scale, FORMAT)
+def _scale(fmt, weights, at, group, half):
+    own = bit_and(load_wide_u8(weights, at + 16 * group + 8 * half), splat(i32x8, 15))
+    return mul(halves_to_float(load_u16x8_bytes(weights, at + _FACTORS)), to_float(own))
+
+
+@implements(minimum, FORMAT)
+def _minimum(fmt, weights, at, group, half):
+    own = shift_right(load_wide_u8(weights, at + 16 * group + 8 * half), 4)
+    factor = halves_to_float(load_u16x8_bytes(weights, at + _MINIMUM_FACTORS))
+    return mul(sub(splat(f32x8, 0.0), factor), to_float(own))

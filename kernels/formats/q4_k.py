@@ -1,0 +1,59 @@
+"""Q4_K: 256 values in eight groups of 32; value = scale * code - minimum, both per group.
+
+f16 factors of all scales and of all minima, 12 bytes as in ``k_scales``, 128 bytes of codes: 32
+bytes hold one group in their lower halves and the next in their upper halves.
+"""
+
+import gguf
+import numpy as np
+
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.k_scales import group_minimum, group_scale, unpack_scales
+from q4run.kernels.formats.reading import codes, implements, minimum, scale
+from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.simd.memory import load_u8x32
+from q4run.kernels.simd.ops import bit_field
+
+
+class Q4_K(Format):
+    def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
+        scales, minima = unpack_scales(raw[:, 4:16])
+        scales, minima = scales_of(raw) * scales, scales_of(raw, 2) * minima
+        packed = raw[:, 16:].reshape(-1, 4, 1, 32)
+        codes = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(-1, 8, 32)
+        values = scales[:, :, None] * codes.astype(np.float32) - minima[:, :, None]
+        return values.reshape(-1, 256)
+
+
+FORMAT = register(
+    Q4_K(
+        gguf.GGMLQuantizationType.Q4_K,
+        [Field(0, 1, 2), Field(2, 1, 2), Field(4, 3, 4), Field(16, 32, 4)],
+        has_minimum=True,
+    )
+)
+
+
+@implements(codes, FORMAT)
+def _codes(fmt, weights, at, group):
+    first, shift = at + 8 * 16 + 256 * (group >> 1), 4 * (group & 1)
+    return (
+        bit_field(load_u8x32(weights, first), shift, 15),
+        bit_field(load_u8x32(weights, first + 32), shift, 15),
+        bit_field(load_u8x32(weights, first + 64), shift, 15),
+        bit_field(load_u8x32(weights, first + 96), shift, 15),
+        bit_field(load_u8x32(weights, first + 128), shift, 15),
+        bit_field(load_u8x32(weights, first + 160), shift, 15),
+        bit_field(load_u8x32(weights, first + 192), shift, 15),
+        bit_field(load_u8x32(weights, first + 224), shift, 15),
+    )
+
+
+@implements(scale, FORMAT)
+def _scale(fmt, weights, at, group, half):
+    return group_scale(weights, at, group)
+
+
+@implements(minimum, FORMAT)
+def _minimum(fmt, weights, at, group, half):
+    return group_minimum(weights, at, group)

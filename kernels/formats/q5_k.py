@@ -1,0 +1,67 @@
+"""Q5_K: 256 values in eight groups of 32; value = scale * code - minimum, both per group.
+
+f16 factors of all scales and of all minima, 12 bytes as in ``k_scales``, 32 bytes whose bit g is
+the highest bit of group g's codes, and 128 bytes with the lower 4 bits, as in Q4_K.
+"""
+
+import gguf
+import numpy as np
+
+from q4run.kernels.compile import inline
+from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.k_scales import group_minimum, group_scale, unpack_scales
+from q4run.kernels.formats.reading import codes, implements, minimum, scale
+from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.simd.memory import load_u8x32
+from q4run.kernels.simd.ops import bit_field, bit_field_at, bit_or
+
+
+class Q5_K(Format):
+    def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
+        scales, minima = unpack_scales(raw[:, 4:16])
+        scales, minima = scales_of(raw) * scales, scales_of(raw, 2) * minima
+        packed = raw[:, 48:].reshape(-1, 4, 1, 32)
+        lower = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(-1, 8, 32)
+        upper = raw[:, 16:48].reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1
+        codes = (lower | upper << 4).astype(np.float32)
+        return (scales[:, :, None] * codes - minima[:, :, None]).reshape(-1, 256)
+
+
+FORMAT = register(
+    Q5_K(
+        gguf.GGMLQuantizationType.Q5_K,
+        [Field(0, 1, 2), Field(2, 1, 2), Field(4, 3, 4), Field(16, 8, 4), Field(48, 32, 4)],
+        has_minimum=True,
+    )
+)
+
+
+@inline
+def _code(weights, at, group, vector):
+    lower = load_u8x32(weights, at + 8 * 48 + 256 * (group >> 1) + 32 * vector)
+    upper = load_u8x32(weights, at + 8 * 16 + 32 * vector)
+    return bit_or(bit_field(lower, 4 * (group & 1), 15), bit_field_at(upper, group, 1, 4))
+
+
+@implements(codes, FORMAT)
+def _codes(fmt, weights, at, group):
+    return (
+        _code(weights, at, group, 0),
+        _code(weights, at, group, 1),
+        _code(weights, at, group, 2),
+        _code(weights, at, group, 3),
+        _code(weights, at, group, 4),
+        _code(weights, at, group, 5),
+        _code(weights, at, group, 6),
+        _code(weights, at, group, 7),
+    )
+
+
+@implements(scale, FORMAT)
+def _scale(fmt, weights, at, group, half):
+    return group_scale(weights, at, group)
+
+
+@implements(minimum, FORMAT)
+def _minimum(fmt, weights, at, group, half):
+    return group_minimum(weights, at, group)

@@ -1,0 +1,127 @@
+"""The scratch memory of a pass: one block, allocated once, that all layers share."""
+
+import numpy as np
+
+from q4run.kernels.activations import GROUP
+from q4run.kernels.attention_layer import AttentionBuffers
+from q4run.kernels.experts import ExpertBuffers, Routing
+from q4run.models.config import LayerConfig, ModelConfig, MoeConfig
+
+_ALIGNMENT = 64
+
+Int8Buffers = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+# For layers whose matrices take the activations as they are.
+NO_INT8: Int8Buffers = (np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.int32))
+
+
+class Workspace:
+    """Buffers for passes of at most ``n_batch`` tokens."""
+
+    def __init__(self, config: ModelConfig, n_batch: int) -> None:
+        self.n_batch = n_batch
+        block = np.empty(workspace_bytes(config, n_batch), np.uint8)
+        arena = _Arena(block[-block.ctypes.data % _ALIGNMENT :])
+        self.attention, self.experts, self.routing = _carve(arena, config, n_batch)
+
+
+def workspace_bytes(config: ModelConfig, n_batch: int) -> int:
+    """What a ``Workspace`` takes."""
+    arena = _Arena(None)
+    _carve(arena, config, n_batch)
+    return arena.most_used + _ALIGNMENT
+
+
+class _Arena:
+    """Hands out pieces of a block of memory; without a block it only counts."""
+
+    def __init__(self, memory: np.ndarray | None) -> None:
+        self._memory = memory
+        self._used = 0
+        self.most_used = 0
+
+    def take(self, n_values: int, dtype: type = np.float32) -> np.ndarray:
+        begin = self._used
+        n_bytes = n_values * np.dtype(dtype).itemsize
+        self._used += -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+        self.most_used = max(self.most_used, self._used)
+        if self._memory is None:
+            return np.empty(0, dtype)
+        return self._memory[begin : begin + n_bytes].view(dtype)
+
+    def take_int8(self, n_values: int) -> Int8Buffers:
+        """Room for the same values in int8, which takes whole groups of them."""
+        n_groups = -(-n_values // GROUP)
+        return (
+            self.take(n_groups * GROUP, np.int8),
+            self.take(n_groups),
+            self.take(2 * n_groups, np.int32),
+        )
+
+    def mark(self) -> int:
+        return self._used
+
+    def reuse_from(self, mark: int) -> None:
+        """What was taken since ``mark`` may be overwritten by what is taken from now on."""
+        self._used = mark
+
+
+def hidden_values(layer: LayerConfig, n_batch: int) -> int:
+    """Values between gate and down of a layer's feed-forwards, the shared expert's last."""
+    if layer.moe is None:
+        return n_batch * layer.n_ff
+    return shared_begin(layer.moe, n_batch) + n_batch * layer.moe.n_ff_shared
+
+
+def shared_begin(moe: MoeConfig, n_batch: int) -> int:
+    """Where the shared expert's values begin: whole groups after the routed experts'."""
+    return -(-n_batch * moe.n_expert_used * moe.n_ff // GROUP) * GROUP
+
+
+def _carve(
+    arena: _Arena, config: ModelConfig, n_batch: int
+) -> tuple[AttentionBuffers, ExpertBuffers, Routing]:
+    n_embd = config.n_embd
+    normed, normed_int8 = arena.take(n_batch * n_embd), arena.take_int8(n_batch * n_embd)
+    update = arena.take(n_batch * n_embd)
+    begin = arena.mark()
+
+    q_width = config.n_head * config.head_dim
+    kv_size = n_batch * config.n_head_kv * config.head_dim
+    attention = AttentionBuffers(
+        normed=normed,
+        normed_int8=normed_int8,
+        q=arena.take(n_batch * q_width),
+        k=arena.take(kv_size),
+        v=arena.take(kv_size),
+        attended=arena.take(n_batch * q_width),
+        attended_int8=arena.take_int8(n_batch * q_width),
+        update=update,
+    )
+
+    # A layer's attention is over before its feed-forward begins.
+    arena.reuse_from(begin)
+    moes = [layer.moe for layer in config.layers if layer.moe]
+    n_expert = max((moe.n_expert for moe in moes), default=0)
+    n_rows = n_batch * max((moe.n_expert_used for moe in moes), default=0)
+    hidden_size = max(hidden_values(layer, n_batch) for layer in config.layers)
+    experts = ExpertBuffers(
+        normed=normed,
+        normed_int8=normed_int8,
+        input=arena.take(n_rows * n_embd),
+        input_int8=arena.take_int8(n_rows * n_embd),
+        hidden=arena.take(hidden_size),
+        hidden_int8=arena.take_int8(hidden_size),
+        up=arena.take(hidden_size),
+        output=arena.take(n_rows * n_embd),
+        update=update,
+    )
+    routing = Routing(
+        logits=arena.take(n_batch * n_expert),
+        chosen=arena.take(n_rows, np.int64),
+        weights=arena.take(n_rows),
+        rows=arena.take(n_rows, np.int64),
+        experts=arena.take(n_expert, np.int64),
+        first_row=arena.take(n_expert + 1, np.int64),
+    )
+    return attention, experts, routing

@@ -1,0 +1,102 @@
+"""No kernel touches memory beside its buffers: each buffer ends, or begins, at a forbidden page.
+
+In a process of its own, which an access beyond ends: this file, as a script, says what it is at.
+"""
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from blocks import ALL, format_named, interleaved, random_blocks, random_tokens
+
+from q4run.kernels import activations
+from q4run.kernels.activations import Int8Activations, empty_activations
+from q4run.kernels.products import PRODUCT, input_record, matmul, matrix_record, run_products
+from q4run.kernels.strips import interleave
+from q4run.kernels.threads.pool import ALONE
+
+N_ROWS = 21  # neither whole strips nor whole pairs of strips
+PLACES = ("begin", "end")
+
+
+def guarded(array: np.ndarray, place: str) -> np.ndarray:
+    """A copy whose first or last byte lies right beside a page that nobody may touch."""
+    page = mmap.PAGESIZE
+    inner = -(-max(array.nbytes, 1) // page) * page
+    memory = mmap.mmap(-1, inner + 2 * page)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for guard in (first, first + page + inner):
+        if libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+    offset = page if place == "begin" else page + inner - array.nbytes
+    copy = np.frombuffer(memory, array.dtype, array.size, offset).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def check_product(name: str, n_tokens: int, place: str) -> None:
+    fmt = format_named(name)
+    n_cols = 2 * 256 if fmt.int8_activations else 37
+    rng = np.random.default_rng(0)
+    raw, x = random_blocks(fmt, N_ROWS, n_cols, rng), random_tokens(n_tokens, n_cols, rng)
+    expected = matmul(fmt, interleaved(fmt, raw), N_ROWS, x)
+
+    weights = guarded(np.empty_like(interleaved(fmt, raw)), place)
+    interleave(fmt, guarded(raw, place), weights)
+    x = guarded(x, place)
+    int8 = None
+    if fmt.int8_activations:
+        empty = empty_activations(n_tokens, n_cols)
+        int8 = Int8Activations(*[guarded(array, place) for array in empty])
+        activations._quantize(x, *int8)
+    out = guarded(np.zeros((n_tokens, N_ROWS), np.float32), place)
+    products = np.zeros(1, PRODUCT)
+    products[0]["matrix"] = matrix_record(fmt, weights.ctypes.data, N_ROWS, n_cols)
+    products[0]["input"] = input_record(x, int8)
+    products[0]["out"] = out.ctypes.data
+    run_products(ALONE, products)
+    np.testing.assert_array_equal(out, expected)
+
+
+def run_here(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env=os.environ | {"PYTHONFAULTHANDLER": ""},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_products_stay_within_their_buffers(place):
+    run = run_here(place)
+    assert run.returncode == 0, f"while at {run.stdout.splitlines()[-1:]}: {run.stderr}"
+    assert len(run.stdout.splitlines()) == 2 * len(ALL)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_access_beyond_would_be_noticed(place):
+    """One byte beside the buffer."""
+    run = run_here(place, "beyond")
+    assert run.stdout == "reading beyond\n"
+    assert run.returncode < 0, "the process was not ended by a signal"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        buffer = guarded(np.ones(100, np.uint8), sys.argv[1])
+        assert ctypes.string_at(buffer.ctypes.data, 100) == bytes([1] * 100)
+        print("reading beyond", flush=True)
+        beside = -1 if sys.argv[1] == "begin" else 100
+        ctypes.string_at(buffer.ctypes.data + beside, 1)
+    else:
+        for name in ALL:
+            for n_tokens in (1, 5):
+                print(name, n_tokens, flush=True)
+                check_product(name, n_tokens, sys.argv[1])
