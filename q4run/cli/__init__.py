@@ -18,6 +18,8 @@ VERBS = {
     "inspect": "Show what is in a model file.",
     "run": "Complete one prompt.",
     "chat": "Talk to a model.",
+    "doctor": "Show what this machine offers.",
+    "bench": "Measure speed and memory; compare with llama.cpp.",
 }
 _EPILOG = (
     "[bold]The main job, in two commands[/]\n\n"

@@ -1,0 +1,97 @@
+"""One run of llama.cpp, for ``q4run.bench.compare``: a request in, its figures out, both JSON.
+
+Run as a script, by a Python that need have nothing but llama-cpp-python.
+"""
+
+import importlib
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+
+def load(request: dict[str, Any]) -> Any:
+    """The model as llama-cpp-python loads it, but for what the request sets.
+
+    Its default is to repack weights into a copy in RAM beside its memory map of the file. Where
+    memory is limited that copy would get it killed: ``warm_up`` false turns it off.
+    """
+    library = importlib.import_module("llama_cpp")
+    defaults = library.llama_model_default_params
+
+    def model_parameters() -> Any:
+        parameters = defaults()
+        parameters.use_extra_bufts = request["warm_up"]
+        return parameters
+
+    # The constructor below has no argument for it.
+    importlib.import_module(
+        "llama_cpp.llama"
+    ).llama_cpp.llama_model_default_params = model_parameters
+    kv_type = getattr(library, "GGML_TYPE_" + request["kv_type"].upper())
+    return library.Llama(
+        request["model"],
+        n_ctx=request["context"],
+        n_batch=512,
+        n_threads=request["threads"],
+        n_threads_batch=request["threads"],
+        type_k=kv_type,
+        type_v=kv_type,
+        verbose=False,
+    )
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """What ``q4run.bench.speed.measure`` tells of q4run, as far as it applies."""
+    prompt, continuation = request["prompt"], request["continuation"]
+    started = time.perf_counter()
+    model = load(request)
+    load_s = time.perf_counter() - started
+    prompt_s, decode_s = run(model, prompt, continuation)
+    first_token_s = prompt_s
+    if request["warm_up"]:
+        prompt_s, decode_s = run(model, prompt, continuation)
+    return {
+        "model": request["model"],
+        "threads": request["threads"],
+        "io": "mmap",
+        "ram_budget": None,
+        "prefill": {"tokens": len(prompt), "tok_s": len(prompt) / prompt_s},
+        "decode": {
+            "tokens": len(continuation),
+            "tok_s": len(continuation) / decode_s,
+            "bytes_per_token": None,
+            "read_limit_ratio": None,
+        },
+        "load_s": load_s,
+        "first_token_s": first_token_s,
+        "peak_rss": peak_rss(),
+        "experts": {"hit_rate": None, "bytes_read": None, "read_gb_s": None, "wait_s": None},
+    }
+
+
+def run(model: Any, prompt: list[int], continuation: list[int]) -> tuple[float, float]:
+    """Seconds that the prompt took, and that decoding took."""
+    model.reset()
+    started = time.perf_counter()
+    model.eval(prompt)
+    prompt_s = time.perf_counter() - started
+    started = time.perf_counter()
+    for token in continuation:
+        model.eval([token])
+    return prompt_s, time.perf_counter() - started
+
+
+def peak_rss() -> int:
+    try:
+        with open("/proc/self/status") as status:
+            # Linux's getrusage would also count what the parent held before the exec.
+            return int(status.read().partition("VmHWM:")[2].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(json.load(sys.stdin))))

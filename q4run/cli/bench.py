@@ -1,0 +1,250 @@
+"""``q4run bench``: speed, memory and bytes read, beside llama.cpp's where it is asked for."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from q4run.cli import options
+from q4run.cli.terminal import Waiting, printable, stderr_console
+from q4run.errors import Error
+from q4run.memory import format_size, parse_size, total_memory
+
+if TYPE_CHECKING:
+    from q4run.bench.figures import Figures
+
+# Into a pipe, rows must not be folded to the 80 columns that rich assumes there.
+_PIPE_WIDTH = 120
+
+
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="N",
+        min=1,
+        help="Tokens there is room for. Not given: prompt and decoded tokens together.",
+        rich_help_panel="Memory and speed",
+        show_default=False,
+    ),
+]
+
+
+class Peer(StrEnum):
+    """The programs to compare with."""
+
+    LLAMA_CPP = "llama.cpp"
+
+
+def bench(
+    model: options.ModelFile = None,
+    prompt_tokens: Annotated[
+        int,
+        typer.Option(
+            "--prompt-tokens", "-p", metavar="TOKENS", min=1, help="Tokens of the prompt."
+        ),
+    ] = 512,
+    tokens: Annotated[
+        int,
+        typer.Option("--tokens", "-n", metavar="TOKENS", min=1, help="Tokens to decode after it."),
+    ] = 64,
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="N", min=1, help="Runs; their medians are told.")
+    ] = 3,
+    vs: Annotated[
+        Peer | None,
+        typer.Option(
+            "--vs",
+            help="Run this program on the same file too, in turn, each run in its own process.",
+            show_default=False,
+        ),
+    ] = None,
+    peer_python: Annotated[
+        str | None,
+        typer.Option(
+            "--peer-python",
+            metavar="PATH",
+            help="A Python that has llama-cpp-python. Not given: the one that runs q4run.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            "--limit",
+            metavar="SIZE",
+            help="Enforce this much memory on each run, page cache included, and begin cold"
+            " (Linux, as root). llama.cpp then runs from its memory map, without repacking.",
+            show_default=False,
+        ),
+    ] = None,
+    json_output: options.Json = False,
+    ram_budget: options.RamBudget = None,
+    threads: options.Threads = None,
+    context: Context = None,
+    io: options.IOMethod = options.IO.AUTO,
+    kv_type: options.KV = options.KVType.F16,
+) -> None:
+    """Measure speed, memory and bytes read; compare them with llama.cpp's.
+
+    Runs a prompt and then decodes given tokens one by one, without sampling.
+    A first run that does not count warms things up, except under --limit.
+
+    [bold]Examples[/]
+      q4run bench model.gguf
+      q4run bench model.gguf -p 2048 -n 128 --ram-budget 8G --json
+      q4run bench model.gguf --vs llama.cpp --threads 4
+      q4run bench model.gguf --vs llama.cpp --limit 3G --peer-python ~/llama/bin/python
+    """
+    limit_bytes = _parse_limit(limit)
+    context = context or prompt_tokens + tokens
+    if context < prompt_tokens + tokens:
+        raise typer.BadParameter(
+            f"{prompt_tokens + tokens} tokens do not fit into --context {context}"
+        )
+    from q4run.bench import compare, speed
+
+    results: dict[str, list[Figures]]
+    # open_model also says what to do without a MODEL.
+    if model is None or (vs is None and limit_bytes is None):
+        with options.open_model(
+            model, ram_budget=ram_budget, threads=threads, context=context, io=io, kv_type=kv_type
+        ) as opened:
+            ids = speed.choose_tokens(opened.path, prompt_tokens, tokens)
+            with Waiting("measuring"):
+                results = {"q4run": speed.measure(opened, *ids, runs=runs)}
+    else:
+        if vs is not None:
+            compare.check_peer(peer_python or sys.executable)
+        request = compare.Request(
+            str(model),
+            *speed.choose_tokens(model, prompt_tokens, tokens),
+            context=context,
+            threads=threads,
+            kv_type=kv_type.value,
+            io=io.value,
+            ram_budget=ram_budget,
+        )
+        with Waiting("measuring") as waiting:
+            results = compare.run_in_turn(
+                request,
+                runs=runs,
+                peer_python=None if vs is None else peer_python or sys.executable,
+                limit=limit_bytes,
+                progress=lambda name, done, total: waiting.update(f"measuring {name}", done, total),
+            )
+    _report(results, json_output)
+
+
+def _parse_limit(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_size(text, total_memory())
+    except Error as error:
+        raise typer.BadParameter(str(error), param_hint="--limit") from None
+
+
+def _report(results: dict[str, list[Figures]], json_output: bool) -> None:
+    """The table to standard output; with ``json_output`` to standard error, and the JSON."""
+    from q4run.bench.figures import median_of, ratios_of, set_read_limit
+    from q4run.bench.memory_limit import read_limit
+
+    ours, *peers = results.values()
+    limit = read_limit(ours[0]["threads"])
+    for runs in results.values():
+        set_read_limit(runs, limit, ours[0]["decode"]["bytes_per_token"])
+    ratios = ratios_of(ours, peers[0]) if peers else None
+    console = stderr_console() if json_output else Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH, highlight=False, stderr=json_output)
+    console.print(_table(results, ratios))
+    console.print(
+        f"Medians of the runs (least to most); memory gives {limit / 1e9:.1f} GB/s to"
+        f" {_threads(ours[0])}.",
+        style="dim",
+    )
+    if json_output:
+        figures = median_of(ours)
+        figures["peer"] = median_of(peers[0]) if peers else None
+        figures["ratio"] = ratios and {
+            name: statistics.median(values) for name, values in ratios.items()
+        }
+        print(json.dumps(figures))
+
+
+def _table(results: dict[str, list[Figures]], ratios: dict[str, list[float]] | None) -> Table:
+    first = next(iter(results.values()))[0]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(printable(f"{Path(first['model']).name}, {_threads(first)}"))
+    for name in results:
+        table.add_column(name, justify="right")
+    if ratios:
+        table.add_column("ratio", justify="right")
+    for label, value, write, ratio in _rows(first):
+        numbers = [[value(run) for run in runs] for runs in results.values()]
+        if any(number is not None for row in numbers for number in row):
+            cells = [_with_range(row, write) for row in numbers]
+            if ratios:
+                cells.append(_with_range(ratios[ratio], _number) if ratio else "")
+            table.add_row(label, *cells)
+    return table
+
+
+_Value = Callable[["Figures"], float | None]
+_Row = tuple[str, _Value, Callable[[float], str], str | None]
+
+
+def _rows(first: Figures) -> list[_Row]:
+    """Each row's label, its number in a run's figures, how that is written, its ratio's name."""
+    n_prompt, n_decode = first["prefill"]["tokens"], first["decode"]["tokens"]
+
+    def read_per_token(run: Figures) -> float | None:
+        n_bytes = run["experts"]["bytes_read"]
+        return None if n_bytes is None else n_bytes / n_decode
+
+    return [
+        (f"prompt of {n_prompt}, tokens/s", lambda r: r["prefill"]["tok_s"], _number, "prefill"),
+        (f"decoding {n_decode}, tokens/s", lambda r: r["decode"]["tok_s"], _number, "decode"),
+        ("  of memory's read limit", lambda r: r["decode"]["read_limit_ratio"], _percent, None),
+        ("  weights per token", lambda r: r["decode"]["bytes_per_token"], format_size, None),
+        ("  experts found in RAM", lambda r: r["experts"]["hit_rate"], _percent, None),
+        ("  read per token", read_per_token, format_size, None),
+        ("  waited for reads, s", lambda r: r["experts"]["wait_s"], _number, None),
+        ("loading, s", lambda r: r["load_s"], _number, None),
+        ("first prompt, s", lambda r: r["first_token_s"], _number, None),
+        ("peak memory", lambda r: r["peak_rss"], format_size, "peak_rss"),
+    ]
+
+
+def _with_range(numbers: list[float | None] | list[float], write: Callable[[float], str]) -> str:
+    known = [number for number in numbers if number is not None]
+    if not known:
+        return ""
+    middle, least, most = (write(f(known)) for f in (statistics.median, min, max))
+    return middle if least == most else f"{middle}  ({least} to {most})"
+
+
+def _threads(run: Figures) -> str:
+    return f"{run['threads']} thread" + "s" * (run["threads"] > 1)
+
+
+def _number(number: float) -> str:
+    """Three digits: 1234, 43.9, 2.87."""
+    if number >= 99.95:
+        return f"{number:.0f}"
+    return f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
