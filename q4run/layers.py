@@ -10,7 +10,6 @@ import numpy as np
 
 from q4run.experts.layout import ExpertMatrix
 from q4run.experts.store import ExpertStore
-from q4run.gguf_file import GGUFFile
 from q4run.kernels.activations import GROUP
 from q4run.kernels.attention_layer import OUTPUT, attention_layer
 from q4run.kernels.dense_layer import dense_layer
@@ -22,7 +21,7 @@ from q4run.kernels.products import INPUT, PRODUCT, matrix_record
 from q4run.kernels.threads.pool import Pool
 from q4run.kv_cache import LayerCache
 from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
-from q4run.weights import Matrix, load_matrix, load_vector
+from q4run.weights import Matrix, WeightReader
 from q4run.workspace import NO_INT8, Int8Buffers, Workspace, shared_begin
 
 
@@ -55,7 +54,7 @@ class Attention:
 
     def __init__(
         self,
-        file: GGUFFile,
+        weights: WeightReader,
         i: int,
         config: ModelConfig,
         layer: AttentionConfig,
@@ -63,10 +62,10 @@ class Attention:
     ) -> None:
         q_width = config.n_head * config.head_dim
         kv_width = config.n_head_kv * config.head_dim
-        q = load_matrix(file, f"blk.{i}.attn_q.weight", q_width, config.n_embd)
-        k = load_matrix(file, f"blk.{i}.attn_k.weight", kv_width, config.n_embd)
-        v = load_matrix(file, f"blk.{i}.attn_v.weight", kv_width, config.n_embd)
-        output = load_matrix(file, f"blk.{i}.attn_output.weight", config.n_embd, q_width)
+        q = weights.matrix(f"blk.{i}.attn_q.weight", q_width, config.n_embd)
+        k = weights.matrix(f"blk.{i}.attn_k.weight", kv_width, config.n_embd)
+        v = weights.matrix(f"blk.{i}.attn_v.weight", kv_width, config.n_embd)
+        output = weights.matrix(f"blk.{i}.attn_output.weight", config.n_embd, q_width)
         self._matrices = (q, k, v, output)  # the records below hold their addresses
         buffers = workspace.attention._replace(
             normed_int8=_if_useful(workspace.attention.normed_int8, q.fmt, k.fmt, v.fmt),
@@ -85,7 +84,7 @@ class Attention:
             product["matrix"], product["input"] = matrix.record, source
             product["out"] = out.ctypes.data
         self._buffers = buffers
-        self._norm = load_vector(file, f"blk.{i}.attn_norm.weight", config.n_embd)
+        self._norm = weights.vector(f"blk.{i}.attn_norm.weight", config.n_embd)
         self._eps = np.float32(config.rms_norm_eps)
         self._heads = (config.n_head, config.n_head_kv, config.head_dim)
         self._layer = layer
@@ -127,16 +126,16 @@ class DenseFeedForward:
     """The feed-forward of a layer without experts."""
 
     def __init__(
-        self, file: GGUFFile, i: int, config: ModelConfig, n_ff: int, w: Workspace
+        self, weights: WeightReader, i: int, config: ModelConfig, n_ff: int, w: Workspace
     ) -> None:
-        self._matrices = load_feed_forward(file, i, "", config.n_embd, n_ff)
+        self._matrices = load_feed_forward(weights, i, "", config.n_embd, n_ff)
         gate, up, _ = self._matrices
         self._buffers = w.experts._replace(
             normed_int8=_if_useful(w.experts.normed_int8, gate.fmt, up.fmt)
         )
         self._job = np.zeros(1, FEED_FORWARD)
         self._job[0] = resident_job(self._matrices, w, 0)
-        self._norm = load_vector(file, f"blk.{i}.ffn_norm.weight", config.n_embd)
+        self._norm = weights.vector(f"blk.{i}.ffn_norm.weight", config.n_embd)
         self._eps = np.float32(config.rms_norm_eps)
 
     def __call__(self, pool: Pool, x: np.ndarray) -> None:
@@ -149,7 +148,7 @@ class MixtureOfExperts:
 
     def __init__(
         self,
-        file: GGUFFile,
+        weights: WeightReader,
         i: int,
         config: ModelConfig,
         moe: MoeConfig,
@@ -160,12 +159,12 @@ class MixtureOfExperts:
         self._i = i
         self._moe = moe
         self._store = store
-        self._router = load_matrix(file, f"blk.{i}.ffn_gate_inp.weight", moe.n_expert, n_embd)
+        self._router = weights.matrix(f"blk.{i}.ffn_gate_inp.weight", moe.n_expert, n_embd)
         self._shared = np.zeros(1 if moe.n_ff_shared else 0, FEED_FORWARD)
         formats = [self._router.fmt]
         if moe.n_ff_shared:
             begin = shared_begin(moe, w.n_batch)
-            self._shared_matrices = load_feed_forward(file, i, "_shexp", n_embd, moe.n_ff_shared)
+            self._shared_matrices = load_feed_forward(weights, i, "_shexp", n_embd, moe.n_ff_shared)
             self._shared[0] = resident_job(self._shared_matrices, w, begin)
             formats += [matrix.fmt for matrix in self._shared_matrices[:2]]
         gate, up, down = store.layout.layers[i]
@@ -181,7 +180,7 @@ class MixtureOfExperts:
         self._router_product[0]["out"] = w.routing.logits.ctypes.data
         self._routing = w.routing
         self._jobs = np.zeros(moe.n_expert + 1, FEED_FORWARD)
-        self._norm = load_vector(file, f"blk.{i}.ffn_norm.weight", n_embd)
+        self._norm = weights.vector(f"blk.{i}.ffn_norm.weight", n_embd)
         self._eps = np.float32(config.rms_norm_eps)
 
     def __call__(self, pool: Pool, x: np.ndarray) -> None:
@@ -218,18 +217,18 @@ class Layer:
 
     def __init__(
         self,
-        file: GGUFFile,
+        weights: WeightReader,
         i: int,
         config: ModelConfig,
         layer: LayerConfig,
         store: ExpertStore,
         workspace: Workspace,
     ) -> None:
-        self._attention = Attention(file, i, config, layer.attention, workspace)
+        self._attention = Attention(weights, i, config, layer.attention, workspace)
         self._feed_forward = (
-            MixtureOfExperts(file, i, config, layer.moe, store, workspace)
+            MixtureOfExperts(weights, i, config, layer.moe, store, workspace)
             if layer.moe
-            else DenseFeedForward(file, i, config, layer.n_ff, workspace)
+            else DenseFeedForward(weights, i, config, layer.n_ff, workspace)
         )
 
     def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> None:
@@ -241,15 +240,15 @@ class Layer:
 class Head:
     """The last norm, and logits over the vocabulary."""
 
-    def __init__(self, file: GGUFFile, config: ModelConfig, w: Workspace) -> None:
+    def __init__(self, weights: WeightReader, config: ModelConfig, w: Workspace) -> None:
         name = "token_embd.weight" if config.tied_embeddings else "output.weight"
-        self._matrix = load_matrix(file, name, config.n_vocab, config.n_embd)
+        self._matrix = weights.matrix(name, config.n_vocab, config.n_embd)
         self._normed = w.experts.normed
         self._normed_int8 = _if_useful(w.experts.normed_int8, self._matrix.fmt)
         self._product = np.zeros(1, PRODUCT)
         self._product[0]["matrix"] = self._matrix.record
         self._product[0]["input"] = input_record(self._normed, self._normed_int8)
-        self._norm = load_vector(file, "output_norm.weight", config.n_embd)
+        self._norm = weights.vector("output_norm.weight", config.n_embd)
         self._eps = np.float32(config.rms_norm_eps)
 
     def __call__(self, pool: Pool, x: np.ndarray, logits: np.ndarray) -> None:
@@ -262,12 +261,14 @@ class Head:
 Matrices = tuple[Matrix, Matrix, Matrix]
 
 
-def load_feed_forward(file: GGUFFile, i: int, suffix: str, n_embd: int, n_ff: int) -> Matrices:
+def load_feed_forward(
+    weights: WeightReader, i: int, suffix: str, n_embd: int, n_ff: int
+) -> Matrices:
     """Gate, up and down that stay in RAM: suffix "" of the dense one, "_shexp" of the shared."""
     return (
-        load_matrix(file, f"blk.{i}.ffn_gate{suffix}.weight", n_ff, n_embd),
-        load_matrix(file, f"blk.{i}.ffn_up{suffix}.weight", n_ff, n_embd),
-        load_matrix(file, f"blk.{i}.ffn_down{suffix}.weight", n_embd, n_ff),
+        weights.matrix(f"blk.{i}.ffn_gate{suffix}.weight", n_ff, n_embd),
+        weights.matrix(f"blk.{i}.ffn_up{suffix}.weight", n_ff, n_embd),
+        weights.matrix(f"blk.{i}.ffn_down{suffix}.weight", n_embd, n_ff),
     )
 
 

@@ -13,7 +13,7 @@ from q4run.kernels.threads.pool import ThreadPool
 from q4run.kv_cache import KVCache
 from q4run.layers import Head, Layer, RotaryEmbedding
 from q4run.models.config import ModelConfig
-from q4run.weights import EmbeddingTable, load_vector
+from q4run.weights import EmbeddingTable, WeightReader
 from q4run.workspace import Workspace
 
 # What the layers read, whatever the family; a file that holds more would run wrongly.
@@ -44,14 +44,15 @@ class Transformer:
         self.config = config
         self._n_batch = n_batch
         workspace = Workspace(config, n_batch)
+        weights = WeightReader(file)
         self._embedding = EmbeddingTable(file, config.n_vocab, config.n_embd)
-        self._rotary = RotaryEmbedding(config, _rope_factors(file, config))
+        self._rotary = RotaryEmbedding(config, _rope_factors(file, weights, config))
         self._layers = []
         for i, layer in enumerate(config.layers):
-            self._layers.append(Layer(file, i, config, layer, store, workspace))
+            self._layers.append(Layer(weights, i, config, layer, store, workspace))
             if progress:
                 progress(i + 1, len(config.layers))
-        self._head = Head(file, config, workspace)
+        self._head = Head(weights, config, workspace)
         self._pool = ThreadPool(threads)
 
     def forward(
@@ -114,11 +115,11 @@ def _check_all_known(file: GGUFFile) -> None:
         )
 
 
-def _rope_factors(file: GGUFFile, config: ModelConfig) -> np.ndarray | None:
+def _rope_factors(file: GGUFFile, weights: WeightReader, config: ModelConfig) -> np.ndarray | None:
     """What each RoPE frequency is divided by (rope_freqs), where the file has it."""
     if "rope_freqs.weight" not in file.tensors:
         return None
-    factors = load_vector(file, "rope_freqs.weight", config.rope_dim // 2).astype(np.float64)
+    factors = weights.vector("rope_freqs.weight", config.rope_dim // 2).astype(np.float64)
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise FormatError(f"{file.path}: rope_freqs holds factors that are not positive numbers")
     return factors

@@ -9,6 +9,7 @@ import numpy as np
 
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo
+from q4run.huge_pages import Blocks
 from q4run.kernels.formats import Format, all_formats, find_format
 from q4run.kernels.products import matrix_record
 from q4run.kernels.strips import ROWS, padded_rows, to_strips
@@ -62,32 +63,38 @@ def checked_tensor(file: GGUFFile, name: str, shape: tuple[int, ...]) -> TensorI
     return tensor
 
 
-def load_matrix(file: GGUFFile, name: str, n_rows: int, n_cols: int) -> Matrix:
-    """Reads a whole matrix into RAM."""
-    tensor = checked_tensor(file, name, (n_rows, n_cols))
-    fmt = format_of(tensor)
-    row_bytes = fmt.row_bytes(n_cols)
-    strips = np.empty((padded_rows(n_rows), fmt.in_ram.row_bytes(n_cols)), np.uint8)
-    rows_at_once = max(ROWS, padded_rows(_READ_BYTES // row_bytes))
-    rows = np.empty((min(rows_at_once, n_rows), row_bytes), np.uint8)
-    with tensor.path.open("rb", buffering=0) as source:
-        source.seek(tensor.offset)
-        for first in range(0, n_rows, rows_at_once):
-            part = rows[: n_rows - first]
-            _read_all(source, tensor.path, part)
-            to_strips(fmt, part, strips[first : first + padded_rows(len(part))])
-    return Matrix(fmt.in_ram, strips, n_rows, n_cols)
+class WeightReader:
+    """Reads what stays in RAM."""
 
+    def __init__(self, file: GGUFFile) -> None:
+        self._file = file
+        self._memory = Blocks()
 
-def load_vector(file: GGUFFile, name: str, size: int) -> np.ndarray:
-    """Reads a 1-D tensor of any supported type as float32 (size,)."""
-    tensor = checked_tensor(file, name, (size,))
-    fmt = format_of(tensor)
-    data = np.empty(fmt.row_bytes(size), np.uint8)
-    with tensor.path.open("rb", buffering=0) as source:
-        source.seek(tensor.offset)
-        _read_all(source, tensor.path, data)
-    return fmt.dequantize(data).copy()
+    def matrix(self, name: str, n_rows: int, n_cols: int) -> Matrix:
+        """A whole matrix, n_rows outputs by n_cols inputs."""
+        tensor = checked_tensor(self._file, name, (n_rows, n_cols))
+        fmt = format_of(tensor)
+        row_bytes = fmt.row_bytes(n_cols)
+        strips = self._memory.take(padded_rows(n_rows), fmt.in_ram.row_bytes(n_cols))
+        rows_at_once = max(ROWS, padded_rows(_READ_BYTES // row_bytes))
+        rows = np.empty((min(rows_at_once, n_rows), row_bytes), np.uint8)
+        with tensor.path.open("rb", buffering=0) as source:
+            source.seek(tensor.offset)
+            for first in range(0, n_rows, rows_at_once):
+                part = rows[: n_rows - first]
+                _read_all(source, tensor.path, part)
+                to_strips(fmt, part, strips[first : first + padded_rows(len(part))])
+        return Matrix(fmt.in_ram, strips, n_rows, n_cols)
+
+    def vector(self, name: str, size: int) -> np.ndarray:
+        """A 1-D tensor of any supported type as float32 (size,)."""
+        tensor = checked_tensor(self._file, name, (size,))
+        fmt = format_of(tensor)
+        data = np.empty(fmt.row_bytes(size), np.uint8)
+        with tensor.path.open("rb", buffering=0) as source:
+            source.seek(tensor.offset)
+            _read_all(source, tensor.path, data)
+        return fmt.dequantize(data).copy()
 
 
 def embedding_bytes(n_tokens: int, n_embd: int) -> int:

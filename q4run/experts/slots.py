@@ -1,9 +1,10 @@
 """A bounded slab of RAM, cut into slots of one expert each, reused least-recently-used first."""
 
-import mmap
 from collections import OrderedDict
 
 import numpy as np
+
+from q4run.huge_pages import empty_bytes
 
 Key = tuple[int, int]  # layer, expert
 
@@ -14,9 +15,7 @@ class Slots:
     def __init__(self, n_slots: int, slot_bytes: int) -> None:
         self.n_slots = n_slots
         self._slot_bytes = slot_bytes
-        # An anonymous map takes no memory for slots that are never filled.
-        self._slab = mmap.mmap(-1, max(1, n_slots * slot_bytes))
-        self._bytes = np.frombuffer(self._slab, np.uint8)
+        self._bytes = empty_bytes(n_slots * slot_bytes)
         self._address = self._bytes.ctypes.data
         self._free = list(range(n_slots))[::-1]
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
