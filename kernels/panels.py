@@ -38,7 +38,7 @@ _FACTORS = 64  # bytes of the scales, or minima, of 16 rows
 _FLOAT_COLS = 256  # columns of a panel of floats: 16 kB
 _INT8_PANEL_BYTES = _GROUPS * (_CODES + 4 * _FACTORS)
 _FLOAT_PANEL_BYTES = 64 * _FLOAT_COLS
-_PREFETCH_BYTES = 1024
+_PREFETCH_BYTES = 4096  # of floats
 
 
 @inline
@@ -49,11 +49,15 @@ def multiply_panel_int8(fmt, weights, strip, end, n_rows, n_cols, n_tokens, q, s
     second = min(strip + 1, end - 1)
     for first in range(0, n_groups, _GROUPS):
         count = min(_GROUPS, n_groups - first)
+        is_last = first + _GROUPS >= n_groups
+        following = strip * n_groups + (2 * n_groups if is_last else first + _GROUPS)
         _unpack(fmt, weights, strip, n_groups, first, count, panel, 0)
         _unpack(fmt, weights, second, n_groups, first, count, panel, 1)
         for token in range(0, n_tokens, 4):
             _tile_int8(
                 fmt,
+                weights,
+                following,
                 panel,
                 strip,
                 second,
@@ -77,8 +81,6 @@ def _unpack(fmt, weights, strip, n_groups, first, count, panel, place):
     block = ROWS * block_bytes(fmt)
     at = (strip * n_groups + first) // per_block * block
     for i in range(0, count, per_block):
-        for line in range(0, block, 64):
-            prefetch(weights, at + _PREFETCH_BYTES + line)
         for group in range(per_block):
             _unpack_group(fmt, weights, at, group, panel, i + group, place)
         at += block
@@ -116,9 +118,28 @@ def _start(out, token, n_rows, strip, first):
 
 @inline
 def _tile_int8(
-    fmt, panel, strip, second, n_rows, n_groups, first, count, token, n_tokens, q, scales, sums, out
+    fmt,
+    weights,
+    following,
+    panel,
+    strip,
+    second,
+    n_rows,
+    n_groups,
+    first,
+    count,
+    token,
+    n_tokens,
+    q,
+    scales,
+    sums,
+    out,
 ):
-    """16 rows times 4 tokens; past the last token the same one is computed again."""
+    """16 rows times 4 tokens; past the last token the same one is computed again.
+
+    following: the group of the matrix that the next panel begins with. Memory brings it while the
+    first tile is computed.
+    """
     last = n_tokens - 1
     t0, t1, t2, t3 = token, min(token + 1, last), min(token + 2, last), min(token + 3, last)
     a0, b0 = _start(out, t0, n_rows, strip, first), _start(out, t0, n_rows, second, first)
@@ -126,7 +147,12 @@ def _tile_int8(
     a2, b2 = _start(out, t2, n_rows, strip, first), _start(out, t2, n_rows, second, first)
     a3, b3 = _start(out, t3, n_rows, strip, first), _start(out, t3, n_rows, second, first)
     n_parts = 2 if half_groups(fmt) else 1
+    n_bytes = ROWS * block_bytes(fmt) * 32 // block_size(fmt)
     for i in range(count):
+        if token == 0:
+            for line in range(0, n_bytes, 64):
+                prefetch(weights, n_bytes * (following + i) + line)
+                prefetch(weights, n_bytes * (following + n_groups + i) + line)
         g0, g1 = t0 * n_groups + first + i, t1 * n_groups + first + i
         g2, g3 = t2 * n_groups + first + i, t3 * n_groups + first + i
         for part in range(n_parts):
@@ -200,10 +226,12 @@ def multiply_panel_float(fmt, weights, strip, end, n_rows, n_cols, n_tokens, x, 
         count = min(_FLOAT_COLS, n_cols - first)
         for i in range(count):
             at = step * (strip * n_cols + first + i)
+            below = at + step * (second - strip) * n_cols
             if at % 64 == 0:
                 prefetch(weights, at + _PREFETCH_BYTES)
+                prefetch(weights, below + _PREFETCH_BYTES)
             store(panel, 64 * i, values(fmt, weights, at))
-            store(panel, 64 * i + 32, values(fmt, weights, step * (second * n_cols + first + i)))
+            store(panel, 64 * i + 32, values(fmt, weights, below))
         for token in range(0, n_tokens, 4):
             _tile_float(panel, strip, second, n_rows, n_cols, first, count, token, n_tokens, x, out)
 
