@@ -19,10 +19,10 @@ import numpy as np
 from q4run.bench.memory_limit import read_limit
 from q4run.bench.random_blocks import random_blocks
 from q4run.cores import usable_cores
-from q4run.kernels.activations import quantize_activations
+from q4run.kernels.activations import Int8Activations, quantize_activations
 from q4run.kernels.formats import all_formats, find_format_named
 from q4run.kernels.formats.base import Format
-from q4run.kernels.products import INPUT, PRODUCT, matrix_record, run_products
+from q4run.kernels.products import PRODUCT, input_record, matrix_record, run_products
 from q4run.kernels.strips import interleave
 from q4run.kernels.threads.pool import Pool, ThreadPool
 
@@ -65,10 +65,10 @@ class Case:
         return operations / (time.perf_counter() - started) / 1e9
 
     def _product(self, strips: np.ndarray, n_tokens: int) -> np.ndarray:
-        addresses = [array.ctypes.data for array in (self._x, *self._int8)]
+        int8 = Int8Activations(*(array[:n_tokens] for array in self._int8))
         product = np.zeros(1, PRODUCT)
         product[0]["matrix"] = matrix_record(self.fmt, strips.ctypes.data, _ROWS, _COLS)
-        product[0]["input"] = np.array((n_tokens, *addresses), INPUT)
+        product[0]["input"] = input_record(self._x[:n_tokens], int8)
         product[0]["out"] = self._out.ctypes.data
         return product
 

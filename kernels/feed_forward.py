@@ -7,13 +7,14 @@ in the cache; then the products with ``down``.
 import numpy as np
 
 from q4run.kernels.activations import GROUP, quantize_group
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compile import kernel
 from q4run.kernels.elementwise import silu_mul
 from q4run.kernels.products import (
     INPUT,
     MATRIX,
     count_pieces,
     multiply,
+    owner_of,
     piece_strips,
 )
 from q4run.kernels.simd.memory import f32_pointer, i8_pointer, i32_pointer
@@ -49,17 +50,9 @@ def run_feed_forwards(pool, jobs):
     run_tasks(pool, n_pieces, _run_down_piece, (jobs,))
 
 
-@inline
-def _job_of(piece, jobs):
-    i = len(jobs) - 1
-    while jobs[i].first_piece > piece:
-        i -= 1
-    return i
-
-
 @kernel()
 def _run_gated_piece(piece, jobs):
-    job = jobs[_job_of(piece, jobs)]
+    job = jobs[owner_of(piece, jobs)]
     first, end = piece_strips(job.gate, job.input, piece - job.first_piece)
     multiply(job.gate, job.input, first, end, job.hidden.x)
     multiply(job.up, job.input, first, end, job.up_out)
@@ -77,6 +70,6 @@ def _run_gated_piece(piece, jobs):
 
 @kernel()
 def _run_down_piece(piece, jobs):
-    job = jobs[_job_of(piece, jobs)]
+    job = jobs[owner_of(piece, jobs)]
     first, end = piece_strips(job.down, job.hidden, piece - job.first_piece)
     multiply(job.down, job.hidden, first, end, job.out)

@@ -97,12 +97,18 @@ def run_products(pool, products):
     run_tasks(pool, n_pieces, _run_piece, (products,))
 
 
+@inline
+def owner_of(piece, records):
+    """The index of the record that a piece belongs to, by their ``first_piece``."""
+    i = len(records) - 1
+    while records[i].first_piece > piece:
+        i -= 1
+    return i
+
+
 @kernel()
 def _run_piece(piece, products):
-    i = len(products) - 1
-    while products[i].first_piece > piece:
-        i -= 1
-    product = products[i]
+    product = products[owner_of(piece, products)]
     first, end = piece_strips(product.matrix, product.input, piece - product.first_piece)
     multiply(product.matrix, product.input, first, end, product.out)
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from q4run.experts.layout import ExpertMatrix
 from q4run.experts.store import ExpertStore
-from q4run.kernels.activations import GROUP
+from q4run.kernels.activations import GROUP, Int8Activations
 from q4run.kernels.attention_layer import OUTPUT, attention_layer
 from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.experts import combine, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.formats import Format
 from q4run.kernels.head import output_head
-from q4run.kernels.products import INPUT, PRODUCT, matrix_record
+from q4run.kernels.products import PRODUCT, input_record
 from q4run.kernels.threads.pool import Pool
 from q4run.kv_cache import LayerCache
 from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
@@ -72,8 +72,8 @@ class Attention:
             attended_int8=_if_useful(workspace.attention.attended_int8, output.fmt),
         )
         self._products = np.zeros(OUTPUT + 1, PRODUCT)
-        normed = input_record(buffers.normed, buffers.normed_int8)
-        attended = input_record(buffers.attended, buffers.attended_int8)
+        normed = _flat_input(buffers.normed, buffers.normed_int8)
+        attended = _flat_input(buffers.attended, buffers.attended_int8)
         for product, matrix, source, out in zip(
             self._products,
             self._matrices,
@@ -134,7 +134,7 @@ class DenseFeedForward:
             normed_int8=_if_useful(w.experts.normed_int8, gate.fmt, up.fmt)
         )
         self._job = np.zeros(1, FEED_FORWARD)
-        self._job[0] = resident_job(self._matrices, w, 0)
+        self._job[0] = _resident_job(self._matrices, w)
         self._norm = weights.vector(f"blk.{i}.ffn_norm.weight", config.n_embd)
         self._eps = np.float32(config.rms_norm_eps)
 
@@ -165,18 +165,21 @@ class MixtureOfExperts:
         if moe.n_ff_shared:
             begin = shared_begin(moe, w.n_batch)
             self._shared_matrices = load_feed_forward(weights, i, "_shexp", n_embd, moe.n_ff_shared)
-            self._shared[0] = resident_job(self._shared_matrices, w, begin)
+            self._shared[0] = _resident_job(self._shared_matrices, w, begin)
             formats += [matrix.fmt for matrix in self._shared_matrices[:2]]
-        gate, up, down = store.layout.layers[i]
+        experts = store.layout.layers[i]
+        # Of an expert whose rows and weights are still to be told.
         self._template = np.zeros(1, FEED_FORWARD)
-        self._template[0] = _expert_template((gate, up, down), w)
+        self._template[0] = _feed_forward_job(
+            experts, w.experts.input, w.experts.input_int8, w.experts.output, w
+        )
         self._buffers = w.experts._replace(
             normed_int8=_if_useful(w.experts.normed_int8, *formats),
-            input_int8=_if_useful(w.experts.input_int8, gate.fmt, up.fmt),
+            input_int8=_if_useful(w.experts.input_int8, *(m.fmt for m in experts[:2])),
         )
         self._router_product = np.zeros(1, PRODUCT)
         self._router_product[0]["matrix"] = self._router.record
-        self._router_product[0]["input"] = input_record(w.experts.normed, w.experts.normed_int8)
+        self._router_product[0]["input"] = _flat_input(w.experts.normed, w.experts.normed_int8)
         self._router_product[0]["out"] = w.routing.logits.ctypes.data
         self._routing = w.routing
         self._jobs = np.zeros(moe.n_expert + 1, FEED_FORWARD)
@@ -247,7 +250,7 @@ class Head:
         self._normed_int8 = _if_useful(w.experts.normed_int8, self._matrix.fmt)
         self._product = np.zeros(1, PRODUCT)
         self._product[0]["matrix"] = self._matrix.record
-        self._product[0]["input"] = input_record(self._normed, self._normed_int8)
+        self._product[0]["input"] = _flat_input(self._normed, self._normed_int8)
         self._norm = weights.vector("output_norm.weight", config.n_embd)
         self._eps = np.float32(config.rms_norm_eps)
 
@@ -259,6 +262,7 @@ class Head:
 
 
 Matrices = tuple[Matrix, Matrix, Matrix]
+ExpertMatrices = tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix]
 
 
 def load_feed_forward(
@@ -272,46 +276,40 @@ def load_feed_forward(
     )
 
 
-def resident_job(matrices: Matrices, w: Workspace, hidden_begin: int) -> np.void:
-    """The ``FEED_FORWARD`` of the whole batch; its hidden values begin at ``hidden_begin``."""
+def _resident_job(matrices: Matrices, w: Workspace, hidden_begin: int = 0) -> np.void:
+    """The ``FEED_FORWARD`` of all tokens, which stays in RAM."""
+    source, source_int8 = w.experts.normed, w.experts.normed_int8
+    return _feed_forward_job(matrices, source, source_int8, w.experts.update, w, hidden_begin)
+
+
+def _feed_forward_job(
+    matrices: Matrices | ExpertMatrices,
+    source: np.ndarray,
+    source_int8: Int8Buffers,
+    out: np.ndarray,
+    w: Workspace,
+    hidden_begin: int = 0,
+) -> np.void:
+    """The ``FEED_FORWARD`` from ``source`` to ``out``; its hidden values begin at
+    ``hidden_begin``."""
     gate, up, down = matrices
     job = np.zeros(1, FEED_FORWARD)[0]
     job["gate"], job["up"], job["down"] = gate.record, up.record, down.record
-    job["input"] = input_record(
-        w.experts.normed, _if_useful(w.experts.normed_int8, gate.fmt, up.fmt)
-    )
+    job["input"] = _flat_input(source, _if_useful(source_int8, gate.fmt, up.fmt))
     hidden_int8 = _if_useful(w.experts.hidden_int8, down.fmt)
-    job["hidden"] = input_record(w.experts.hidden, hidden_int8, hidden_begin)
+    job["hidden"] = _flat_input(w.experts.hidden, hidden_int8, hidden_begin)
     job["up_out"] = w.experts.up[hidden_begin:].ctypes.data
-    job["out"] = w.experts.update.ctypes.data
+    job["out"] = out.ctypes.data
     return job
 
 
-def _expert_template(
-    matrices: tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix], w: Workspace
-) -> np.void:
-    """The ``FEED_FORWARD`` of an expert whose rows and weights are still to be told."""
-    gate, up, down = matrices
-    job = np.zeros(1, FEED_FORWARD)[0]
-    for name, matrix in (("gate", gate), ("up", up), ("down", down)):
-        job[name] = matrix_record(matrix.fmt.in_ram, 0, matrix.n_rows, matrix.n_cols)
-    job["input"] = input_record(w.experts.input, _if_useful(w.experts.input_int8, gate.fmt, up.fmt))
-    job["hidden"] = input_record(w.experts.hidden, _if_useful(w.experts.hidden_int8, down.fmt))
-    job["up_out"] = w.experts.up.ctypes.data
-    job["out"] = w.experts.output.ctypes.data
-    return job
-
-
-def input_record(x: np.ndarray, int8: Int8Buffers, begin: int = 0) -> np.void:
-    """The ``INPUT`` of flat buffers from value ``begin`` on, a whole group."""
+def _flat_input(x: np.ndarray, int8: Int8Buffers, begin: int = 0) -> np.void:
+    """The ``INPUT`` of flat buffers from value ``begin`` on, a whole group; each pass tells how
+    many tokens there are."""
     q, scales, sums = int8
-    record = np.zeros(1, INPUT)[0]
-    record["x"] = x[begin:].ctypes.data
-    if len(q):
-        record["q"] = q[begin:].ctypes.data
-        record["scales"] = scales[begin // GROUP :].ctypes.data
-        record["sums"] = sums[2 * (begin // GROUP) :].ctypes.data
-    return record
+    group = begin // GROUP
+    rest = Int8Activations(q[begin:], scales[group:], sums[2 * group :]) if len(q) else None
+    return input_record(x[begin:], rest)
 
 
 def _if_useful(int8: Int8Buffers, *formats: Format) -> Int8Buffers:

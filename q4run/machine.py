@@ -10,7 +10,7 @@ from llvmlite import binding
 
 from q4run.cores import choose_threads, usable_cores
 from q4run.kernels.compile import CACHE_FOLDER, can_cache
-from q4run.kernels.simd.target import TARGET, available_targets
+from q4run.kernels.simd.target import TARGET, available_targets, host_features
 from q4run.memory import available_memory, total_memory
 
 # What the SIMD targets look for, or would gain from.
@@ -20,10 +20,11 @@ _PACKAGES = ("numpy", "numba", "llvmlite", "gguf")
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, SIMD target, threads, kernel cache, memory (bytes) and versions."""
+    features = host_features()
     return {
         "system": f"{platform.system()} {platform.release()}",
         "processor": binding.get_host_cpu_name(),
-        "features": [name for name in _FEATURES if _host_features().get(name)],
+        "features": [name for name in _FEATURES if features.get(name)],
         "cores": {"physical": psutil.cpu_count(logical=False), "usable": usable_cores()},
         "simd": {"target": TARGET, "available": available_targets()},
         "threads": {"default": choose_threads(None), "layer": "q4run"},
@@ -39,11 +40,3 @@ def describe_machine() -> dict[str, Any]:
             **{name: version(name) for name in _PACKAGES},
         },
     }
-
-
-def _host_features() -> dict[str, bool]:
-    try:
-        features: dict[str, bool] = binding.get_host_cpu_features()
-    except RuntimeError:  # LLVM cannot tell on every system
-        return {}
-    return features

@@ -9,15 +9,14 @@ import numpy as np
 
 from q4run.kernels.compile import kernel
 from q4run.kernels.formats.base import Field, Format, register
-from q4run.kernels.formats.nibbles import nibbles, pack_nibbles, unpack_nibbles
+from q4run.kernels.formats.nibbles import nibbles_of_table, pack_nibbles, unpack_nibbles
 from q4run.kernels.formats.reading import codes, implements, scale
 from q4run.kernels.simd.casts import halved_power_of_two
 from q4run.kernels.simd.memory import load_wide_u8
-from q4run.kernels.simd.ops import byte_table
 
 _ZERO = 12
 VALUES = np.array(gguf.quants.MXFP4.kvalues, np.float32)
-_code = byte_table([value + _ZERO for value in gguf.quants.MXFP4.kvalues])
+_doubled_values = nibbles_of_table([value + _ZERO for value in gguf.quants.MXFP4.kvalues])
 
 
 class MXFP4(Format):
@@ -61,17 +60,7 @@ FORMAT = register(
 
 @implements(codes, FORMAT)
 def _codes(fmt, weights, at, group):
-    c0, c1, c2, c3, c4, c5, c6, c7 = nibbles(weights, at + 8)
-    return (
-        _code(c0),
-        _code(c1),
-        _code(c2),
-        _code(c3),
-        _code(c4),
-        _code(c5),
-        _code(c6),
-        _code(c7),
-    )
+    return _doubled_values(weights, at + 8)
 
 
 @implements(scale, FORMAT)

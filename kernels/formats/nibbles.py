@@ -1,10 +1,12 @@
 """32 4-bit codes in 16 bytes: byte j has code j in its low half, code j + 16 in its high half."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from q4run.kernels.compile import inline
 from q4run.kernels.simd.memory import load_u8x32
-from q4run.kernels.simd.ops import bit_and, bit_field, splat
+from q4run.kernels.simd.ops import bit_and, bit_field, byte_table, splat
 from q4run.kernels.simd.vector import u8x32
 
 
@@ -34,3 +36,24 @@ def nibbles(weights, at):
         bit_field(p2, 4, 15),
         bit_field(p3, 4, 15),
     )
+
+
+def nibbles_of_table(values: Sequence[int]) -> Callable:
+    """``nibbles``, but each code replaced by what it stands for among 16 bytes."""
+    look_up = byte_table(values)
+
+    @inline
+    def read(weights, at):
+        c0, c1, c2, c3, c4, c5, c6, c7 = nibbles(weights, at)
+        return (
+            look_up(c0),
+            look_up(c1),
+            look_up(c2),
+            look_up(c3),
+            look_up(c4),
+            look_up(c5),
+            look_up(c6),
+            look_up(c7),
+        )
+
+    return read

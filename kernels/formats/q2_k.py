@@ -8,8 +8,9 @@ bits 2g and 2g + 1 of byte m are value 32 g + m.
 import gguf
 import numpy as np
 
+from q4run.kernels.compile import inline
 from q4run.kernels.formats.base import Field, Format, register
-from q4run.kernels.formats.reading import codes, implements, minimum, scale
+from q4run.kernels.formats.reading import codes, each_vector, implements, minimum, scale
 from q4run.kernels.formats.scaled import scales_of
 from q4run.kernels.simd.casts import halves_to_float, to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes, load_wide_u8
@@ -39,19 +40,15 @@ FORMAT = register(
 _CODES, _FACTORS, _MINIMUM_FACTORS = 8 * 16, 8 * 80, 8 * 82
 
 
+@inline
+def _code(weights, at, group, vector):
+    packed = load_u8x32(weights, at + _CODES + 256 * (group >> 2) + 32 * vector)
+    return bit_field(packed, 2 * (group & 3), 3)
+
+
 @implements(codes, FORMAT)
 def _codes(fmt, weights, at, group):
-    first, shift = at + _CODES + 256 * (group >> 2), 2 * (group & 3)
-    return (
-        bit_field(load_u8x32(weights, first), shift, 3),
-        bit_field(load_u8x32(weights, first + 32), shift, 3),
-        bit_field(load_u8x32(weights, first + 64), shift, 3),
-        bit_field(load_u8x32(weights, first + 96), shift, 3),
-        bit_field(load_u8x32(weights, first + 128), shift, 3),
-        bit_field(load_u8x32(weights, first + 160), shift, 3),
-        bit_field(load_u8x32(weights, first + 192), shift, 3),
-        bit_field(load_u8x32(weights, first + 224), shift, 3),
-    )
+    return each_vector(_code, weights, at, group)
 
 
 @implements(scale, FORMAT)

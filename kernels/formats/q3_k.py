@@ -10,7 +10,7 @@ import numpy as np
 
 from q4run.kernels.compile import inline
 from q4run.kernels.formats.base import Field, Format, register
-from q4run.kernels.formats.reading import codes, implements, scale
+from q4run.kernels.formats.reading import codes, each_vector, implements, scale
 from q4run.kernels.formats.scaled import scales_of
 from q4run.kernels.simd.casts import halves_to_float, to_float
 from q4run.kernels.simd.memory import load_i32x8_bytes, load_u8x32, load_u16x8_bytes
@@ -62,16 +62,7 @@ def _code(weights, at, group, vector):
 
 @implements(codes, FORMAT)
 def _codes(fmt, weights, at, group):
-    return (
-        _code(weights, at, group, 0),
-        _code(weights, at, group, 1),
-        _code(weights, at, group, 2),
-        _code(weights, at, group, 3),
-        _code(weights, at, group, 4),
-        _code(weights, at, group, 5),
-        _code(weights, at, group, 6),
-        _code(weights, at, group, 7),
-    )
+    return each_vector(_code, weights, at, group)
 
 
 @inline

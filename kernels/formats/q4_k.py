@@ -7,9 +7,10 @@ bytes hold one group in their lower halves and the next in their upper halves.
 import gguf
 import numpy as np
 
+from q4run.kernels.compile import inline
 from q4run.kernels.formats.base import Field, Format, register
 from q4run.kernels.formats.k_scales import group_minimum, group_scale, unpack_scales
-from q4run.kernels.formats.reading import codes, implements, minimum, scale
+from q4run.kernels.formats.reading import codes, each_vector, implements, minimum, scale
 from q4run.kernels.formats.scaled import scales_of
 from q4run.kernels.simd.memory import load_u8x32
 from q4run.kernels.simd.ops import bit_field
@@ -34,19 +35,15 @@ FORMAT = register(
 )
 
 
+@inline
+def _code(weights, at, group, vector):
+    packed = load_u8x32(weights, at + 8 * 16 + 256 * (group >> 1) + 32 * vector)
+    return bit_field(packed, 4 * (group & 1), 15)
+
+
 @implements(codes, FORMAT)
 def _codes(fmt, weights, at, group):
-    first, shift = at + 8 * 16 + 256 * (group >> 1), 4 * (group & 1)
-    return (
-        bit_field(load_u8x32(weights, first), shift, 15),
-        bit_field(load_u8x32(weights, first + 32), shift, 15),
-        bit_field(load_u8x32(weights, first + 64), shift, 15),
-        bit_field(load_u8x32(weights, first + 96), shift, 15),
-        bit_field(load_u8x32(weights, first + 128), shift, 15),
-        bit_field(load_u8x32(weights, first + 160), shift, 15),
-        bit_field(load_u8x32(weights, first + 192), shift, 15),
-        bit_field(load_u8x32(weights, first + 224), shift, 15),
-    )
+    return each_vector(_code, weights, at, group)
 
 
 @implements(scale, FORMAT)

@@ -10,7 +10,7 @@ import numpy as np
 from q4run.kernels.compile import inline
 from q4run.kernels.formats.base import Field, Format, register
 from q4run.kernels.formats.k_scales import group_minimum, group_scale, unpack_scales
-from q4run.kernels.formats.reading import codes, implements, minimum, scale
+from q4run.kernels.formats.reading import codes, each_vector, implements, minimum, scale
 from q4run.kernels.formats.scaled import scales_of
 from q4run.kernels.simd.memory import load_u8x32
 from q4run.kernels.simd.ops import bit_field, bit_field_at, bit_or
@@ -45,16 +45,7 @@ def _code(weights, at, group, vector):
 
 @implements(codes, FORMAT)
 def _codes(fmt, weights, at, group):
-    return (
-        _code(weights, at, group, 0),
-        _code(weights, at, group, 1),
-        _code(weights, at, group, 2),
-        _code(weights, at, group, 3),
-        _code(weights, at, group, 4),
-        _code(weights, at, group, 5),
-        _code(weights, at, group, 6),
-        _code(weights, at, group, 7),
-    )
+    return each_vector(_code, weights, at, group)
 
 
 @implements(scale, FORMAT)

@@ -8,7 +8,7 @@ import numpy as np
 
 from q4run.kernels.compile import inline, kernel
 from q4run.kernels.formats.base import Field, Format, register
-from q4run.kernels.formats.reading import codes, implements, scale
+from q4run.kernels.formats.reading import codes, each_vector, implements, scale
 from q4run.kernels.formats.scaled import quantize_scaled, scales_of
 from q4run.kernels.simd.casts import as_signed, halves_to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes
@@ -46,22 +46,13 @@ FORMAT = register(
 
 
 @inline
-def _code(weights, at):
-    return biased(as_signed(load_u8x32(weights, at)))
+def _code(weights, at, group, vector):
+    return biased(as_signed(load_u8x32(weights, at + 8 * 2 + 32 * vector)))
 
 
 @implements(codes, FORMAT)
 def _codes(fmt, weights, at, group):
-    return (
-        _code(weights, at + 16),
-        _code(weights, at + 48),
-        _code(weights, at + 80),
-        _code(weights, at + 112),
-        _code(weights, at + 144),
-        _code(weights, at + 176),
-        _code(weights, at + 208),
-        _code(weights, at + 240),
-    )
+    return each_vector(_code, weights, at, group)
 
 
 @implements(scale, FORMAT)

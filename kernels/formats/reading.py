@@ -107,6 +107,21 @@ half_groups = _constant("half_groups", "``Format.half_groups`` as a compile-time
 
 
 @inline
+def each_vector(code, weights, at, group):
+    """``codes`` of a format whose vectors are read alike: ``code(weights, at, group, vector)``."""
+    return (
+        code(weights, at, group, 0),
+        code(weights, at, group, 1),
+        code(weights, at, group, 2),
+        code(weights, at, group, 3),
+        code(weights, at, group, 4),
+        code(weights, at, group, 5),
+        code(weights, at, group, 6),
+        code(weights, at, group, 7),
+    )
+
+
+@inline
 def dot_codes(fmt, accumulator, codes_, x):
     """``accumulator`` (i32x8) plus, per row, the products of four codes and four activations."""
     if is_signed(fmt):

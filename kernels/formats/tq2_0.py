@@ -6,8 +6,9 @@ Two groups of 32 bytes; bits 2l and 2l + 1 of byte m hold value 32 l + m of the 
 import gguf
 import numpy as np
 
+from q4run.kernels.compile import inline
 from q4run.kernels.formats.base import Field, Format, register
-from q4run.kernels.formats.reading import codes, implements, scale
+from q4run.kernels.formats.reading import codes, each_vector, implements, scale
 from q4run.kernels.formats.ternary import ternarize
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes
@@ -35,19 +36,15 @@ FORMAT = register(
 _SCALES = 8 * 64  # where the scales of eight interleaved rows begin
 
 
+@inline
+def _code(weights, at, group, vector):
+    packed = load_u8x32(weights, at + 256 * (group // 4) + 32 * vector)
+    return bit_field(packed, 2 * (group % 4), 3)
+
+
 @implements(codes, FORMAT)
 def _codes(fmt, weights, at, group):
-    first, shift = at + 256 * (group // 4), 2 * (group % 4)
-    return (
-        bit_field(load_u8x32(weights, first), shift, 3),
-        bit_field(load_u8x32(weights, first + 32), shift, 3),
-        bit_field(load_u8x32(weights, first + 64), shift, 3),
-        bit_field(load_u8x32(weights, first + 96), shift, 3),
-        bit_field(load_u8x32(weights, first + 128), shift, 3),
-        bit_field(load_u8x32(weights, first + 160), shift, 3),
-        bit_field(load_u8x32(weights, first + 192), shift, 3),
-        bit_field(load_u8x32(weights, first + 224), shift, 3),
-    )
+    return each_vector(_code, weights, at, group)
 
 
 @implements(scale, FORMAT)

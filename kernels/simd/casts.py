@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from q4run.kernels.simd import lowering
-from q4run.kernels.simd.vector import f32x8, i8x32, i32x8, llvm_vector, u8x16, u8x32, u16x8
+from q4run.kernels.simd.vector import f32x8, i8x32, i32x8, llvm_vector, u8x32, u16x8
 
 
 @intrinsic
@@ -86,17 +86,6 @@ def floats_to_half(typing_context, a):
         return lowering.float_to_half(builder, args[0])
 
     return u16x8(f32x8), codegen
-
-
-@intrinsic
-def concat(typing_context, low, high):
-    """Two u8x16 as one u8x32."""
-
-    def codegen(context, builder, signature, args):
-        order = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(32)))
-        return builder.shuffle_vector(args[0], args[1], order)
-
-    return u8x32(u8x16, u8x16), codegen
 
 
 @intrinsic

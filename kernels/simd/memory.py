@@ -13,7 +13,7 @@ from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
 from q4run.kernels.simd import emit, lowering
-from q4run.kernels.simd.vector import Vector, f32x8, i8x32, i32x8, llvm_vector, u8x16, u8x32, u16x8
+from q4run.kernels.simd.vector import Vector, f32x8, i8x32, i32x8, llvm_vector, u8x32, u16x8
 
 
 def _loader(result: Vector, array_dtype: types.Type, doc: str) -> Any:
@@ -48,7 +48,6 @@ def _pointer(context: Any, builder: Any, signature: Any, args: Any, pointee: ir.
 
 
 load_u8x32 = _loader(u8x32, types.uint8, "32 bytes from ``array[index]`` on.")
-load_u8x16 = _loader(u8x16, types.uint8, "16 bytes from ``array[index]`` on.")
 load_i8x32 = _loader(i8x32, types.int8, "32 signed bytes from ``array[index]`` on.")
 load_f32x8 = _loader(f32x8, types.float32, "8 floats from ``array[index]`` on.")
 load_i32x8_bytes = _loader(i32x8, types.uint8, "8 32-bit integers from byte ``index`` on.")
@@ -110,19 +109,6 @@ def load_half(typing_context, array, index):
 
 
 @intrinsic
-def load_float(typing_context, array, index):
-    """The f32 at byte ``index`` of a uint8 array."""
-    if not _is_flat(array) or array.dtype != types.uint8:
-        return None
-
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature, args, ir.FloatType())
-        return builder.load(pointer, align=1)
-
-    return types.float32(array, types.intp), codegen
-
-
-@intrinsic
 def store_low_bytes(typing_context, array, index, vector):
     """Writes the low byte of each lane of i32x8 to an int8 array."""
     if not _is_flat(array) or array.dtype != types.int8:
@@ -138,20 +124,6 @@ def store_low_bytes(typing_context, array, index, vector):
 
 
 @intrinsic
-def load_repeated(typing_context, array, index):
-    """The 4 bytes from ``array[index]`` on, four times over, as u8x16."""
-    if not _is_flat(array) or array.dtype != types.uint8:
-        return None
-
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature, args, ir.IntType(32))
-        repeated = emit.splat(builder, builder.load(pointer, align=1), 4)
-        return builder.bitcast(repeated, llvm_vector(u8x16))
-
-    return u8x16(array, types.intp), codegen
-
-
-@intrinsic
 def load_four(typing_context, array, index):
     """The 4 signed bytes from ``array[index]`` on, eight times over, as i8x32."""
     if not _is_flat(array) or array.dtype != types.int8:
@@ -163,20 +135,6 @@ def load_four(typing_context, array, index):
         return builder.bitcast(repeated, llvm_vector(i8x32))
 
     return i8x32(array, types.intp), codegen
-
-
-@intrinsic
-def load_bfloat(typing_context, array, index):
-    """The bf16 at byte ``index`` of a uint8 array, as float32."""
-    if not _is_flat(array) or array.dtype != types.uint8:
-        return None
-
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature, args, ir.IntType(16))
-        wide = builder.zext(builder.load(pointer, align=1), ir.IntType(32))
-        return builder.bitcast(builder.shl(wide, ir.IntType(32)(16)), ir.FloatType())
-
-    return types.float32(array, types.intp), codegen
 
 
 @intrinsic

@@ -16,7 +16,7 @@ _HWCAPS = {"dotprod": (16, 1 << 20)}
 
 def available_targets() -> list[str]:
     """The targets this machine can run, best first."""
-    features = _host_features()
+    features = host_features()
     machine = platform.machine().lower()
     found = []
     if machine in ("x86_64", "amd64") and all(map(features.get, ("avx2", "fma", "f16c"))):
@@ -28,7 +28,8 @@ def available_targets() -> list[str]:
     return [*found, "generic"]
 
 
-def _host_features() -> dict[str, bool]:
+def host_features() -> dict[str, bool]:
+    """The processor's extensions by LLVM's names, as far as they are known."""
     try:
         return dict(binding.get_host_cpu_features())
     except RuntimeError:  # LLVM cannot tell on every system
@@ -64,5 +65,5 @@ TARGET = _choose()
 
 if TARGET == "neon" and config.CPU_FEATURES is None:
     # Otherwise numba compiles for what LLVM knows, and ends the process at an unknown instruction.
-    known = binding.FeatureMap(_host_features() | {"dotprod": True})
+    known = binding.FeatureMap(host_features() | {"dotprod": True})
     config.CPU_FEATURES = known.flatten()

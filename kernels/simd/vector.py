@@ -34,7 +34,6 @@ def llvm_vector(vector_type: Vector) -> ir.VectorType:
     return ir.VectorType(element, vector_type.lanes)
 
 
-u8x16 = Vector(types.uint8, 16)
 u8x32 = Vector(types.uint8, 32)
 i8x32 = Vector(types.int8, 32)
 u16x8 = Vector(types.uint16, 8)

@@ -1,6 +1,7 @@
 """Atomic operations on the words of an int64 array, sequentially consistent, and raw calls."""
 
 import platform
+from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -44,26 +45,21 @@ def store(typing_context, words, index, value):
     return types.void(words, types.intp, types.int64), codegen
 
 
-@intrinsic
-def add(typing_context, words, index, value):
-    """Adds to ``words[index]``; returns what was there before."""
+def _read_modify_write(operation: str, doc: str) -> Any:
+    @intrinsic
+    def atomic(typing_context, words, index, value):
+        def codegen(context, builder, signature, args):
+            word = _word(context, builder, signature, args)
+            return builder.atomic_rmw(operation, word, args[2], _ORDER)
 
-    def codegen(context, builder, signature, args):
-        word = _word(context, builder, signature, args)
-        return builder.atomic_rmw("add", word, args[2], _ORDER)
+        return types.int64(words, types.intp, types.int64), codegen
 
-    return types.int64(words, types.intp, types.int64), codegen
+    atomic.__doc__ = doc
+    return atomic
 
 
-@intrinsic
-def exchange(typing_context, words, index, value):
-    """Sets ``words[index]``; returns what was there before."""
-
-    def codegen(context, builder, signature, args):
-        word = _word(context, builder, signature, args)
-        return builder.atomic_rmw("xchg", word, args[2], _ORDER)
-
-    return types.int64(words, types.intp, types.int64), codegen
+add = _read_modify_write("add", "Adds to ``words[index]``; returns what was there before.")
+exchange = _read_modify_write("xchg", "Sets ``words[index]``; returns what was there before.")
 
 
 @intrinsic

@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import Format
+from q4run.kernels.products import matrix_record
 from q4run.kernels.strips import padded_rows
 from q4run.models.config import ModelConfig, MoeConfig
 from q4run.weights import checked_tensor, format_of
@@ -38,6 +41,11 @@ class ExpertMatrix:
         """An expert's share of its slot."""
         n_bytes = padded_rows(self.n_rows) * self.fmt.in_ram.row_bytes(self.n_cols)
         return -(-n_bytes // _ALIGNMENT) * _ALIGNMENT
+
+    @property
+    def record(self) -> np.void:
+        """The ``MATRIX`` that kernels take, but for where it is: no expert has a place for good."""
+        return matrix_record(self.fmt.in_ram, 0, self.n_rows, self.n_cols)
 
     def begins(self, expert: int) -> int:
         """The file offset of an expert's matrix."""
