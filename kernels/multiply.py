@@ -26,7 +26,7 @@ from q4run.kernels.formats.reading import (
     zero_code,
 )
 from q4run.kernels.panels import multiply_panel_float, multiply_panel_int8
-from q4run.kernels.simd.memory import load_four, prefetch
+from q4run.kernels.simd.memory import load_four, prefetch, prefetch_once
 from q4run.kernels.simd.ops import add, fma, splat, sub
 from q4run.kernels.simd.tails import store_some
 from q4run.kernels.simd.vector import f32x8, i32x8
@@ -46,8 +46,10 @@ MULTIPLY = types.void(
     types.int64,
     types.CPointer(types.float32),
 )
-# Far ahead: a K-quant's block is large and not read from front to back. The four streams of floats
-# are, and gain less.
+# How far ahead. Bytes that are read once pass by the second cache, which stays Python's and the
+# activations'. A K-quant's block is large, and its groups share bytes: further ahead, and kept. The
+# four streams of floats gain less.
+_PREFETCH_ONCE_BYTES = 4096
 _PREFETCH_BYTES = 8192
 _FLOAT_PREFETCH_BYTES = 1024
 _CACHE_LINE = 64
@@ -101,7 +103,7 @@ def _strip_int8(fmt, weights, strip, n_cols, q, scales, sums):
 def _add_block(fmt, weights, at, q, scales, sums, group, total):
     """``total`` plus a block whose groups are unpacked together."""
     for line in range(0, ROWS * block_bytes(fmt), _CACHE_LINE):
-        prefetch(weights, at + _PREFETCH_BYTES + line)
+        prefetch_once(weights, at + _PREFETCH_ONCE_BYTES + line)
     s0, s1, s2, s3, s4, s5, s6, s7 = block_sums(fmt, weights, at, q, 32 * group)
     factor = scale(fmt, weights, at, 0, 0)
     total = _add_sums(fmt, s0, factor, scales, sums, group, total)
@@ -125,7 +127,10 @@ def _add_group(fmt, weights, at, i, q, scales, sums, group, total):
     """``total`` plus 32 columns: group ``i`` of the block at ``at``, group ``group`` of the row."""
     n_bytes = ROWS * block_bytes(fmt) * 32 // block_size(fmt)
     for line in range(0, n_bytes, _CACHE_LINE):
-        prefetch(weights, at + _PREFETCH_BYTES + n_bytes * i + line)
+        if block_size(fmt) == 32:
+            prefetch_once(weights, at + _PREFETCH_ONCE_BYTES + line)
+        else:  # a block's groups share cache lines
+            prefetch(weights, at + _PREFETCH_BYTES + n_bytes * i + line)
     x_scale = scales[group]
     c0, c1, c2, c3, c4, c5, c6, c7 = codes(fmt, weights, at, i)
     x = 32 * group

@@ -137,21 +137,32 @@ def load_four(typing_context, array, index):
     return i8x32(array, types.intp), codegen
 
 
-@intrinsic
-def prefetch(typing_context, array, index):
-    """Asks for the cache line of ``array[index]``; harmless anywhere, past the end included."""
-    if not isinstance(array, types.Array | types.CPointer):
-        return None
+def _prefetch(locality: int, doc: str) -> Any:
+    @intrinsic
+    def ask(typing_context, array, index):
+        if not isinstance(array, types.Array | types.CPointer):
+            return None
 
-    def codegen(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature, args, ir.IntType(8))
-        i32 = ir.IntType(32)
-        # A read (0), of no lasting use to the outer caches (1), of data (1).
-        operands = [pointer, i32(0), i32(1), i32(1)]
-        emit.call(builder, "llvm.prefetch.p0", ir.VoidType(), operands)
-        return context.get_dummy_value()
+        def codegen(context, builder, signature, args):
+            pointer = _pointer(context, builder, signature, args, ir.IntType(8))
+            i32 = ir.IntType(32)
+            operands = [pointer, i32(_READ), i32(locality), i32(_DATA)]
+            emit.call(builder, "llvm.prefetch.p0", ir.VoidType(), operands)
+            return context.get_dummy_value()
 
-    return types.void(array, types.intp), codegen
+        return types.void(array, types.intp), codegen
+
+    ask.__doc__ = doc
+    return ask
+
+
+_READ, _DATA = 0, 1
+prefetch = _prefetch(
+    1, "Asks for the cache line of ``array[index]``; harmless anywhere, past the end included."
+)
+prefetch_once = _prefetch(
+    0, "``prefetch`` of what is read a single time: it is not to push other things out."
+)
 
 
 @intrinsic
