@@ -127,17 +127,17 @@ def _fill_inputs(task, n_tokens, n_embd, n_used, softmax, routing, buffers):
 
 
 @kernel()
-def run_experts(pool, n_tokens, template, shared, places, addresses, first_row, jobs):
+def run_experts(pool, n_tokens, template, shared, places, addresses, routing, jobs):
     """Computes some of the chosen experts and, where ``shared`` holds one, the shared expert.
 
-    template, shared: ``FEED_FORWARD`` records over row 0 of the buffers; places: the experts'
-    places in ``Routing.experts``; addresses: int64 (n, 3), where their gate, up and down matrices
-    are; first_row: of the routing; jobs: room for one more ``FEED_FORWARD`` than experts.
+    template, shared: ``FEED_FORWARD`` records over row 0 of the buffers, the template's matrices
+    relative to an expert's address; places: the experts' places in ``routing.experts``; addresses:
+    int64 (n_expert,), where every expert is; jobs: room for one more ``FEED_FORWARD`` than experts.
     """
     n_jobs = 0
     for place in places:
-        rows = (first_row[place], first_row[place + 1])
-        _place_job(template[0], addresses[n_jobs], rows, jobs[n_jobs])
+        rows = (routing.first_row[place], routing.first_row[place + 1])
+        _place_job(template[0], addresses[routing.experts[place]], rows, jobs[n_jobs])
         n_jobs += 1
     if len(shared):
         jobs[n_jobs] = shared[0]
@@ -147,12 +147,14 @@ def run_experts(pool, n_tokens, template, shared, places, addresses, first_row, 
 
 
 @inline
-def _place_job(template, addresses, rows, job):
+def _place_job(template, address, rows, job):
     """One expert's feed-forward over its rows."""
     first, end = rows
     n_ff, n_embd = template.gate.n_rows, template.gate.n_cols
     job.gate, job.up, job.down = template.gate, template.up, template.down
-    job.gate.weights, job.up.weights, job.down.weights = addresses[0], addresses[1], addresses[2]
+    job.gate.weights += address
+    job.up.weights += address
+    job.down.weights += address
     _place_rows(template.input, first, end, n_embd, job.input)
     _place_rows(template.hidden, first, end, n_ff, job.hidden)
     job.up_out = template.up_out + 4 * first * n_ff
@@ -198,3 +200,32 @@ def _combine(task, x, n_used, softmax, has_shared, routing, buffers):
             for i in range(n_embd // 8 * 8, n_embd):
                 buffers.update[target + i] += weight * buffers.output[source + i]
     add_into(x[first:end], update)
+
+
+@kernel()
+def moe_layer(
+    pool,
+    x,
+    norm,
+    eps,
+    router,
+    n_expert,
+    n_used,
+    softmax,
+    template,
+    shared,
+    addresses,
+    jobs,
+    routing,
+    buffers,
+):
+    """``route``, ``run_experts`` and ``combine`` where every chosen expert has an address, and only
+    ``route`` where one has none. Returns how many experts were chosen, and whether all is done."""
+    n_experts = route(pool, x, norm, eps, router, n_expert, n_used, softmax, routing, buffers)
+    for expert in routing.experts[:n_experts]:
+        if addresses[expert] == 0:
+            return n_experts, False
+    places = np.arange(n_experts)
+    run_experts(pool, len(x), template, shared, places, addresses, routing, jobs)
+    combine(pool, x, n_used, softmax, len(shared) > 0, routing, buffers)
+    return n_experts, True

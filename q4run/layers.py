@@ -13,7 +13,7 @@ from q4run.experts.store import ExpertStore
 from q4run.kernels.activations import GROUP, Int8Activations
 from q4run.kernels.attention_layer import OUTPUT, attention_layer
 from q4run.kernels.dense_layer import dense_layer
-from q4run.kernels.experts import combine, route, run_experts
+from q4run.kernels.experts import combine, moe_layer, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.formats import Format
 from q4run.kernels.head import output_head
@@ -159,6 +159,7 @@ class MixtureOfExperts:
         self._i = i
         self._moe = moe
         self._store = store
+        self._addresses = store.addresses(i)
         self._router = weights.matrix(f"blk.{i}.ffn_gate_inp.weight", moe.n_expert, n_embd)
         self._shared = np.zeros(1 if moe.n_ff_shared else 0, FEED_FORWARD)
         formats = [self._router.fmt]
@@ -168,7 +169,7 @@ class MixtureOfExperts:
             self._shared[0] = _resident_job(self._shared_matrices, w, begin)
             formats += [matrix.fmt for matrix in self._shared_matrices[:2]]
         experts = store.layout.layers[i]
-        # Of an expert whose rows and weights are still to be told.
+        # Of an expert whose rows and address are still to be told.
         self._template = np.zeros(1, FEED_FORWARD)
         self._template[0] = _feed_forward_job(
             experts, w.experts.input, w.experts.input_int8, w.experts.output, w
@@ -192,24 +193,25 @@ class MixtureOfExperts:
         Experts run in the order in which they reach RAM; their outputs are kept apart and added
         in the router's order, so that the sum does not depend on what was in RAM.
         """
-        moe, routing = self._moe, self._routing
+        moe, routing, addresses = self._moe, self._routing, self._addresses
         softmax = moe.gating is Gating.SOFTMAX
-        n_experts = route(
+        n_experts, is_done = moe_layer(
             pool, x, self._norm, self._eps, self._router_product, moe.n_expert, moe.n_expert_used,
-            softmax, routing, self._buffers,
+            softmax, self._template, self._shared, addresses, self._jobs, routing, self._buffers,
         )  # fmt: skip
         chosen = routing.experts[:n_experts].tolist()
+        if is_done:
+            self._store.count_hits(self._i, chosen)
+            return
         place_of = {expert: place for place, expert in enumerate(chosen)}
         shared = self._shared
         with self._store.request(self._i, chosen) as request:
             # The reads are under way: what is in RAM is computed meanwhile.
             for ready in request:
-                places = np.array([place_of[expert] for expert, _ in ready], np.int64)
-                addresses = np.array([where for _, where in ready], np.int64).reshape(-1, 3)
+                places = np.array([place_of[expert] for expert in ready], np.int64)
                 run_experts(
-                    pool, len(x), self._template, shared, places, addresses, routing.first_row,
-                    self._jobs,
-                )  # fmt: skip
+                    pool, len(x), self._template, shared, places, addresses, routing, self._jobs
+                )
                 shared = self._shared[:0]
         has_shared = len(self._shared) > 0
         combine(pool, x, moe.n_expert_used, softmax, has_shared, routing, self._buffers)

@@ -84,9 +84,12 @@ class Experts:
         begin = tensor.offset + expert * n_bytes
         return fmt, self.contents[tensor.path][begin : begin + n_bytes].reshape(n_rows, -1)
 
-    def check(self, layer: int, expert: int, addresses: Sequence[int]) -> None:
-        """This expert's matrices are there, interleaved, with zeros after the last row."""
-        for name, address in zip(("gate", "up", "down"), addresses, strict=True):
+    def check(self, layer: int, expert: int, begin: int) -> None:
+        """This expert is at that address, interleaved, with zeros after each matrix's last row."""
+        assert begin != 0
+        matrices = self.layout.layers[layer]
+        for name, matrix in zip(("gate", "up", "down"), matrices, strict=True):
+            address = begin + matrix.slot_offset
             fmt, rows = self.rows(layer, expert, name)
             padded = np.zeros((padded_rows(len(rows)), rows.shape[1]), np.uint8)
             padded[: len(rows)] = rows
@@ -103,7 +106,9 @@ class Experts:
 def memory_at(address: int, shape: tuple[int, ...]) -> np.ndarray:
     """The bytes at an address, not copied."""
     n_bytes = int(np.prod(shape))
-    return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address)).reshape(shape)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(int(address))).reshape(
+        shape
+    )
 
 
 def moe(n_expert: int, n_ff: int = 96) -> MoeConfig:
@@ -133,8 +138,8 @@ def fetch(experts: Experts, store: ExpertStore, layer: int, wanted: list[int]) -
     lists = []
     with store.request(layer, wanted) as request:
         for ready in request:
-            for expert, addresses in ready:
-                experts.check(layer, expert, addresses)
-            lists.append([expert for expert, _ in ready])
+            for expert in ready:
+                experts.check(layer, expert, store.addresses(layer)[expert])
+            lists.append(ready)
     assert sorted(expert for ready in lists for expert in ready) == sorted(wanted)
     return lists

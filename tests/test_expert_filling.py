@@ -119,13 +119,18 @@ def test_types_without_kernels_arrive_in_the_type_they_have_in_ram(tmp_path):
 
     def check_all() -> None:
         with store.request(0, [0, 1]) as request:
-            for expert, addresses in (one for ready in request for one in ready):
-                for name, address in zip(("gate", "up", "down"), addresses, strict=True):
+            for expert in (one for ready in request for one in ready):
+                begin = store.addresses(0)[expert]
+                for name, matrix in zip(
+                    ("gate", "up", "down"), experts.layout.layers[0], strict=True
+                ):
                     rows = experts.rows(0, expert, name)[1]
                     expected = fmt.in_ram.quantize(fmt.dequantize(rows))
                     strips = np.empty_like(expected)
                     interleave(fmt.in_ram, expected, strips)
-                    np.testing.assert_array_equal(memory_at(address, strips.shape), strips)
+                    np.testing.assert_array_equal(
+                        memory_at(begin + matrix.slot_offset, strips.shape), strips
+                    )
 
     check_all()
     store.slots.discard((0, 0))
@@ -195,19 +200,20 @@ def test_a_tensor_of_another_shape_is_an_error(tmp_path):
 
 
 def test_slots_are_separate_and_begin_with_a_cache_line():
-    slots = Slots(3, 192)
+    slots = Slots(3, 192, 1, 3)
     for expert in range(3):
         assert slots.claim((0, expert))
         slots.bytes_of((0, expert))[:] = expert + 1
+        slots.filled((0, expert))
     for expert in range(3):
-        address = slots.address_of((0, expert))
+        address = slots.addresses[0, expert]
         assert address == slots.bytes_of((0, expert)).ctypes.data
         assert address % 64 == 0
         assert (memory_at(address, (192,)) == expert + 1).all()
 
 
 def test_pinned_slots_are_not_evicted():
-    slots = Slots(2, PAGE)
+    slots = Slots(2, PAGE, 1, 3)
     assert slots.claim((0, 0))
     assert slots.claim((0, 1))
     assert not slots.claim((0, 2))  # both are being filled
@@ -220,8 +226,35 @@ def test_pinned_slots_are_not_evicted():
     assert slots.pin((0, 0))
 
 
+def test_only_experts_that_are_whole_have_an_address():
+    """Compiled code computes with whatever has one."""
+    slots = Slots(1, PAGE, 2, 2)
+    assert not slots.addresses.any()
+    assert slots.claim((1, 0))
+    assert not slots.addresses.any()
+    slots.filled((1, 0))
+    slots.unpin((1, 0))
+    assert np.argwhere(slots.addresses).tolist() == [[1, 0]]
+    assert slots.claim((0, 1))
+    assert not slots.addresses.any()
+    slots.filled((0, 1))
+    slots.discard((0, 1))
+    assert not slots.addresses.any()
+
+
+def test_a_touched_expert_is_evicted_later():
+    slots = Slots(2, PAGE, 1, 3)
+    for expert in (0, 1):
+        assert slots.claim((0, expert))
+        slots.unpin((0, expert))
+    slots.touch((0, 0))
+    assert slots.claim((0, 2))
+    assert slots.pin((0, 0))
+    assert not slots.pin((0, 1))
+
+
 def test_a_discarded_slot_is_free_again():
-    slots = Slots(1, PAGE)
+    slots = Slots(1, PAGE, 1, 2)
     assert slots.claim((0, 0))
     slots.discard((0, 0))
     assert not slots.pin((0, 0))

@@ -9,7 +9,7 @@ import pytest
 from made_matrices import Int8, MadeMatrix, check_feed_forward, flat_int8, input_record
 
 from q4run.kernels.activations import GROUP, Int8Activations, quantize_activations
-from q4run.kernels.experts import ExpertBuffers, Routing, combine, route, run_experts
+from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.products import PRODUCT
 from q4run.kernels.threads.pool import ALONE, Pool
@@ -52,6 +52,8 @@ class Mixture:
         n_embd, n_ff, n_ff_shared = shape.n_embd, shape.n_ff, shape.n_ff_shared
         sizes = ((n_ff, n_embd), (n_ff, n_embd), (n_embd, n_ff))
         self.experts = [self._matrices(shape.types, sizes, 3 * e) for e in range(N_EXPERT)]
+        self._slots = [np.concatenate([m.strips.ravel() for m in e]) for e in self.experts]
+        self.addresses = np.array([slot.ctypes.data for slot in self._slots])
         sizes = ((n_ff_shared, n_embd), (n_ff_shared, n_embd), (n_embd, n_ff_shared))
         self.shared = self._matrices(shape.shared_types, sizes, 100)
 
@@ -100,8 +102,10 @@ class Pass:
         )
         self._template = np.zeros(1, FEED_FORWARD)
         self._template[0] = self._job(mixture.experts[0], self.buffers.input, 0)
-        for name in ("gate", "up", "down"):
-            self._template[name]["weights"] = 0
+        offset = 0
+        for name, matrix in zip(("gate", "up", "down"), mixture.experts[0], strict=True):
+            self._template[name]["weights"] = offset
+            offset += matrix.strips.size
         self._template["out"] = self.buffers.output.ctypes.data
         self._shared = np.zeros(int(mixture.has_shared), FEED_FORWARD)
         if mixture.has_shared:
@@ -121,14 +125,25 @@ class Pass:
         job["out"] = buffers.update.ctypes.data
         return job
 
-    def route(self, pool: Pool) -> int:
-        mixture, router = self.mixture, np.zeros(1, PRODUCT)
-        router["matrix"] = mixture.router.record
+    def _router(self) -> np.ndarray:
+        router = np.zeros(1, PRODUCT)
+        router["matrix"] = self.mixture.router.record
         router["input"] = input_record(self.buffers.normed, None)
         router["out"] = self.routing.logits.ctypes.data
+        return router
+
+    def route(self, pool: Pool) -> int:
+        mixture = self.mixture
         return route(
-            pool, self.x, mixture.norm, EPS, router, N_EXPERT, mixture.k, mixture.softmax,
+            pool, self.x, mixture.norm, EPS, self._router(), N_EXPERT, mixture.k, mixture.softmax,
             self.routing, self.buffers,
+        )  # fmt: skip
+
+    def run_whole_layer(self, pool: Pool, addresses: np.ndarray) -> tuple[int, bool]:
+        mixture, jobs = self.mixture, np.zeros(N_EXPERT + 1, FEED_FORWARD)
+        return moe_layer(
+            pool, self.x, mixture.norm, EPS, self._router(), N_EXPERT, mixture.k, mixture.softmax,
+            self._template, self._shared, addresses, jobs, self.routing, self.buffers,
         )  # fmt: skip
 
     def run(self, pool: Pool, lists: Sequence[Sequence[int]]) -> None:
@@ -137,13 +152,9 @@ class Pass:
         shared = self._shared
         jobs = np.zeros(N_EXPERT + 1, FEED_FORWARD)
         for places in lists:
-            addresses = [
-                [matrix.address for matrix in self.mixture.experts[self.routing.experts[place]]]
-                for place in places
-            ]
             run_experts(
                 pool, self.n_tokens, self._template, shared, np.array(places, np.int64),
-                np.array(addresses, np.int64).reshape(-1, 3), self.routing.first_row, jobs,
+                self.mixture.addresses, self.routing, jobs,
             )  # fmt: skip
             shared = self._shared[:0]
 
@@ -298,6 +309,31 @@ def test_any_number_of_threads_gives_the_same_bits(shape, softmax, three_threads
         alone = run_through(mixture, x, ALONE)
         for _ in range(5):
             np.testing.assert_array_equal(run_through(mixture, x, three_threads), alone)
+
+
+@pytest.mark.parametrize("has_shared", [False, True], ids=["alone", "shared"])
+@SOFTMAX
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n_tokens", [0, 1, 33])
+def test_a_whole_layer_at_once_where_all_chosen_experts_are_in_ram(
+    n_tokens, shape, softmax, has_shared, pool
+):
+    mixture = Mixture(SHAPES[shape], 2, softmax, has_shared)
+    x = normal(n_tokens, mixture.shape.n_embd, seed=8)
+    batch = Pass(mixture, x.copy())
+    n_experts = batch.route(ALONE)
+    chosen = batch.routing.experts[:n_experts]
+    addresses = np.zeros_like(mixture.addresses)
+    addresses[chosen] = mixture.addresses[chosen]  # the others need not be there
+    assert batch.run_whole_layer(pool, addresses) == (n_experts, True)
+    np.testing.assert_array_equal(batch.x, run_through(mixture, x, ALONE))
+    for absent in chosen:
+        some = addresses.copy()
+        some[absent] = 0
+        batch = Pass(mixture, x.copy())
+        assert batch.run_whole_layer(pool, some) == (n_experts, False)
+        np.testing.assert_array_equal(batch.x, x)  # and nothing was computed but the routing
+        np.testing.assert_array_equal(batch.routing.experts[:n_experts], chosen)
 
 
 @SOFTMAX

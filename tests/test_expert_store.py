@@ -109,12 +109,12 @@ def test_random_requests_that_end_early(experts, open_store, small_pieces):
             for count, ready in enumerate(request):
                 if count == stop_after:
                     break
-                for expert, addresses in ready:
-                    experts.check(layer, expert, addresses)
+                for expert in ready:
+                    experts.check(layer, expert, store.addresses(layer)[expert])
         assert not store.slots._pinned
         assert len(store.slots._free) + len(store.slots._slot_of) == 4
         for key in store.slots._slot_of:  # what is called resident holds its bytes
-            experts.check(*key, store.addresses(key))
+            experts.check(*key, store.slots.addresses[key])
 
 
 def test_a_request_for_nothing(experts, open_store):
@@ -190,8 +190,8 @@ def test_experts_in_use_keep_their_bytes(experts, open_store):
             idle = threading.Barrier(N_READERS)  # all reads that could begin are over then
             for waiting in [store._readers.submit(idle.wait) for _ in range(N_READERS)]:
                 waiting.result()
-            for expert, addresses in ready:
-                experts.check(0, expert, addresses)
+            for expert in ready:
+                experts.check(0, expert, store.addresses(0)[expert])
 
 
 # Failures.
@@ -288,8 +288,8 @@ def test_a_failed_read_names_its_cause_and_loses_nothing(experts, scripted, matr
     def take_all() -> None:
         with store.request(2, [0, 1, 2, 3, 4, 5]) as request:
             for ready in request:
-                for expert, addresses in ready:
-                    experts.check(2, expert, addresses)
+                for expert in ready:
+                    experts.check(2, expert, store.addresses(2)[expert])
                     yielded.append(expert)
 
     with pytest.raises(Error, match=r"could not be read: .*Input/output error.*part1"):
@@ -298,7 +298,7 @@ def test_a_failed_read_names_its_cause_and_loses_nothing(experts, scripted, matr
     assert 1 not in yielded
     assert method.under_way == 0
     for key in store.slots._slot_of:
-        experts.check(*key, store.addresses(key))
+        experts.check(*key, store.slots.addresses[key])
     method.bad_offsets = set()
     assert_usable(experts, store, 2, [1, 2, 3])
 
@@ -346,7 +346,7 @@ def test_reads_leave_before_the_first_expert_is_asked_for(experts, scripted):
     with store.request(2, [0, 1]) as request:
         wait_until(lambda: method.under_way == N_READERS)  # all of them wait at the gate
         method.gate.set()
-        assert sorted(expert for ready in request for expert, _ in ready) == [0, 1]
+        assert sorted(expert for ready in request for expert in ready) == [0, 1]
 
 
 def test_the_first_list_does_not_wait_for_the_disk(experts, scripted):
@@ -358,9 +358,9 @@ def test_the_first_list_does_not_wait_for_the_disk(experts, scripted):
         with store.request(2, [1, 2, 0]) as request:
             ready = next(iter(request))
             assert not method.gate.is_set()
-            assert sorted(expert for expert, _ in ready) == sorted(in_ram)
-            for expert, addresses in ready:
-                experts.check(2, expert, addresses)
+            assert sorted(ready) == sorted(in_ram)
+            for expert in ready:
+                experts.check(2, expert, store.addresses(2)[expert])
             method.gate.set()
         fetch(experts, store, 0, [0, 1, 2])  # empties the slots
 
@@ -371,7 +371,7 @@ def test_experts_that_are_complete_come_together(experts, scripted):
         lists = iter(request)
         assert next(lists) == []
         wait_until(lambda: request._arrived.qsize() == sum(request._pieces_left.values()))
-        assert sorted(expert for expert, _ in next(lists)) == [0, 3, 5]
+        assert sorted(next(lists)) == [0, 3, 5]
         assert next(lists, None) is None
     assert method.under_way == 0
 

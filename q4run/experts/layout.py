@@ -44,8 +44,8 @@ class ExpertMatrix:
 
     @property
     def record(self) -> np.void:
-        """The ``MATRIX`` that kernels take, but for where it is: no expert has a place for good."""
-        return matrix_record(self.fmt.in_ram, 0, self.n_rows, self.n_cols)
+        """The ``MATRIX`` of an expert in a slot that begins at address 0."""
+        return matrix_record(self.fmt.in_ram, self.slot_offset, self.n_rows, self.n_cols)
 
     def begins(self, expert: int) -> int:
         """The file offset of an expert's matrix."""
@@ -58,6 +58,7 @@ class ExpertLayout:
 
     layers: Mapping[int, tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix]]
     slot_bytes: int
+    n_expert: int  # of the layer that has most
     n_experts: int  # over all layers
     n_bytes: int  # of all experts
 
@@ -65,16 +66,17 @@ class ExpertLayout:
 def read_layout(file: GGUFFile, config: ModelConfig) -> ExpertLayout:
     """Finds every expert; FormatError where a tensor's shape is not what the model says."""
     layers = {}
-    slot_bytes = n_experts = n_bytes = 0
+    slot_bytes = n_expert = n_experts = n_bytes = 0
     for i, layer in enumerate(config.layers):
         if layer.moe is None:
             continue
         matrices, needed = _layer_matrices(file, i, config.n_embd, layer.moe)
         layers[i] = matrices
         slot_bytes = max(slot_bytes, needed)
+        n_expert = max(n_expert, layer.moe.n_expert)
         n_experts += layer.moe.n_expert
         n_bytes += layer.moe.n_expert * sum(matrix.n_bytes for matrix in matrices)
-    return ExpertLayout(layers, slot_bytes, n_experts, n_bytes)
+    return ExpertLayout(layers, slot_bytes, n_expert, n_experts, n_bytes)
 
 
 def _layer_matrices(

@@ -10,6 +10,8 @@ from queue import SimpleQueue
 from threading import Barrier
 from types import TracebackType
 
+import numpy as np
+
 from q4run.errors import Error
 from q4run.experts.filling import N_READERS, PIECE_BYTES, Filler, Piece, cut_into_pieces
 from q4run.experts.layout import ExpertLayout
@@ -37,7 +39,8 @@ class ExpertStore:
     def __init__(self, layout: ExpertLayout, n_slots: int, method: ReadMethod) -> None:
         self.counters = ExpertCounters()
         self.layout = layout
-        self.slots = Slots(n_slots, layout.slot_bytes)
+        n_layer = max(layout.layers, default=-1) + 1
+        self.slots = Slots(n_slots, layout.slot_bytes, n_layer, layout.n_expert)
         self._method = method
         self._filler = Filler(layout, method)
         self._readers = ThreadPoolExecutor(N_READERS, thread_name_prefix="q4run-read")
@@ -50,6 +53,17 @@ class ExpertStore:
         """Asks for experts of one layer; the reads of the missing ones leave at once."""
         return Request(self, layer, experts)
 
+    def addresses(self, layer: int) -> np.ndarray:
+        """Where each expert of a layer is in RAM, 0 where it is not: int64 (n_expert,), which stays
+        true as experts come and go. Its matrices are at their ``slot_offset``, interleaved."""
+        return self.slots.addresses[layer]
+
+    def count_hits(self, layer: int, experts: Sequence[int]) -> None:
+        """Tells of experts that were used where they were, without a request."""
+        self.counters.hits += len(experts)
+        for expert in experts:
+            self.slots.touch((layer, expert))
+
     def read(self, key: Key, arrived: SimpleQueue[Arrival]) -> int:
         """Starts to fill a claimed slot; returns how many reads ``arrived`` will hear of."""
         layer, expert = key
@@ -61,12 +75,6 @@ class ExpertStore:
             future = self._readers.submit(self._fill_pieces, batch)
             future.add_done_callback(lambda done: arrived.put((key, done)))
         return len(batches)
-
-    def addresses(self, key: Key) -> tuple[int, int, int]:
-        """Where gate, up and down of an expert in RAM are, interleaved."""
-        begin = self.slots.address_of(key)
-        gate, up, down = self.layout.layers[key[0]]
-        return begin + gate.slot_offset, begin + up.slot_offset, begin + down.slot_offset
 
     def close(self) -> None:
         self._readers.shutdown(wait=True, cancel_futures=True)
@@ -85,11 +93,10 @@ Arrival = tuple[Key, "Future[tuple[int, float]]"]
 class Request:
     """Experts of one layer on their way: a context manager to be iterated once.
 
-    Yields lists of (expert, addresses of gate, up and down): first those in RAM (perhaps none),
-    then the others as they arrive. A list's experts stay where they are until the next list is
-    asked for. Where there are fewer free slots than missing experts, the rest is read as slots are
-    used up, so any number of experts runs through a single slot. Leaving the context waits for
-    reads under way, whatever happened.
+    Yields lists of experts: first those in RAM (perhaps none), then the others as they arrive. A
+    list's experts stay where they are until the next list is asked for. Where there are fewer free
+    slots than missing experts, the rest is read as slots are used up, so any number of experts runs
+    through a single slot. Leaving the context waits for reads under way, whatever happened.
     """
 
     def __init__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
@@ -109,10 +116,10 @@ class Request:
     def __enter__(self) -> Request:
         return self
 
-    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, int, int]]]]:
+    def __iter__(self) -> Iterator[list[int]]:
         ready = self._resident
         while True:
-            yield [(key[1], self._store.addresses(key)) for key in ready]
+            yield [expert for _, expert in ready]
             self._release(ready)
             if not self._pieces_left:
                 break
@@ -157,6 +164,7 @@ class Request:
                 if key in self._failed:
                     raise Error(f"an expert could not be read: {self._failed[key]}")
                 if key not in self._pieces_left:
+                    self._store.slots.filled(key)
                     complete.append(key)
             return complete
         finally:
