@@ -98,6 +98,15 @@ def test_every_task_runs_exactly_once(n_threads):
             assert count_wrong(threads.state, n_tasks, work=200_000, repeats=40) == 0
 
 
+def test_what_wakes_many_threads_lies_within_the_state():
+    """A byte for each sleeping thread: this many do not fit into the words that a few need."""
+    n_threads = 200
+    with ThreadPool(n_threads) as threads:
+        assert threads.state[pool_module._WAKE_BYTES :].nbytes >= n_threads
+        wait_until(lambda: n_sleeping(threads) == n_threads - 1)
+        assert count_wrong(threads.state, 1000, work=100, repeats=3) == 0
+
+
 @pytest.mark.parametrize("n_threads", [2, 3, 4])
 def test_as_many_tasks_run_at_the_same_time_as_there_are_threads(n_threads):
     with ThreadPool(n_threads) as threads:

@@ -27,23 +27,23 @@ _FUNCTION, _ARGUMENTS, _N_TASKS = 40, 41, 42  # the job
 _N_THREADS = 48
 _READ_END, _WRITE_END = 49, 50
 _READ, _WRITE, _YIELD = 51, 52, 53  # addresses of C functions
-_WAKE_BYTES, _N_WORDS = 56, 64
+_WAKE_BYTES = 56  # what is written into the pipe: a byte for each thread
 
 _LOW = (1 << 32) - 1
 # About 100 microseconds: longer than the pauses between a token's products.
 _SPINS_BEFORE_SLEEP = 4000
 _SPINS_BEFORE_YIELD = 2000
 
-Pool = np.ndarray  # int64 (_N_WORDS,)
+Pool = np.ndarray  # int64, one-dimensional
 
 
-def _no_threads() -> Pool:
-    state = np.zeros(_N_WORDS, np.int64)
-    state[_N_THREADS] = 1
+def _state_for(n_threads: int) -> Pool:
+    state = np.zeros(_WAKE_BYTES + 1 + n_threads // 8, np.int64)
+    state[_N_THREADS] = 1  # until they have started
     return state
 
 
-ALONE = _no_threads()  # runs every task on the calling thread
+ALONE = _state_for(1)  # runs every task on the calling thread
 
 
 class ThreadPool:
@@ -51,7 +51,7 @@ class ThreadPool:
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
-        self.state = _no_threads()
+        self.state = _state_for(n_threads)
         self._workers: list[threading.Thread] = []
         if n_threads == 1:
             return
