@@ -19,6 +19,7 @@ from q4run.kernels.formats.reading import (
     values,
     zero_code,
 )
+from q4run.kernels.simd.matrices import HAS_MATRICES, by_turns, dot_matrices, taken_apart
 from q4run.kernels.simd.memory import (
     load_f32x8_bytes,
     load_four,
@@ -39,6 +40,31 @@ _FLOAT_COLS = 256  # columns of a panel of floats: 16 kB
 _INT8_PANEL_BYTES = _GROUPS * (_CODES + 4 * _FACTORS)
 _FLOAT_PANEL_BYTES = 64 * _FLOAT_COLS
 _PREFETCH_BYTES = 4096  # of floats
+
+# A pair of vectors is of two chunks' codes, or of two tokens' sums.
+if HAS_MATRICES:
+    _paired, _unpaired = by_turns, taken_apart
+
+    @inline
+    def _dot_pair(fmt, first, second, low, high, q, at, other):
+        return dot_matrices(first, second, low, high, q, at, other)
+
+else:
+
+    @inline
+    def _paired(a, b):
+        return a, b
+
+    _unpaired = _paired
+
+    @inline
+    def _dot_pair(fmt, first, second, low, high, q, at, other):
+        """Two tokens' sums plus the products of two chunks of codes and their activations."""
+        first = dot_codes(fmt, first, low, load_four(q, at))
+        second = dot_codes(fmt, second, low, load_four(q, other))
+        first = dot_codes(fmt, first, high, load_four(q, at + 4))
+        second = dot_codes(fmt, second, high, load_four(q, other + 4))
+        return first, second
 
 
 @inline
@@ -89,6 +115,10 @@ def _unpack(fmt, weights, strip, n_groups, first, count, panel, place):
 @inline
 def _unpack_group(fmt, weights, at, group, panel, i, place):
     c0, c1, c2, c3, c4, c5, c6, c7 = codes(fmt, weights, at, group)
+    c0, c1 = _paired(c0, c1)
+    c2, c3 = _paired(c2, c3)
+    c4, c5 = _paired(c4, c5)
+    c6, c7 = _paired(c6, c7)
     target = _CODES * i + 32 * place
     store(panel, target, c0)
     store(panel, target + 64, c1)
@@ -158,41 +188,44 @@ def _tile_int8(
         for part in range(n_parts):
             s0, s1 = _sum(fmt, sums, g0, part), _sum(fmt, sums, g1, part)
             s2, s3 = _sum(fmt, sums, g2, part), _sum(fmt, sums, g3, part)
-            i0 = j0 = splat(i32x8, -zero_code(fmt) * s0)
-            i1 = j1 = splat(i32x8, -zero_code(fmt) * s1)
-            i2 = j2 = splat(i32x8, -zero_code(fmt) * s2)
-            i3 = j3 = splat(i32x8, -zero_code(fmt) * s3)
-            for chunk in range(8 // n_parts * part, 8 // n_parts * (part + 1)):
-                w0 = load_u8x32(panel, _CODES * i + 64 * chunk)
-                w1 = load_u8x32(panel, _CODES * i + 64 * chunk + 32)
-                x0, x1 = load_four(q, 32 * g0 + 4 * chunk), load_four(q, 32 * g1 + 4 * chunk)
-                x2, x3 = load_four(q, 32 * g2 + 4 * chunk), load_four(q, 32 * g3 + 4 * chunk)
-                i0, j0 = dot_codes(fmt, i0, w0, x0), dot_codes(fmt, j0, w1, x0)
-                i1, j1 = dot_codes(fmt, i1, w0, x1), dot_codes(fmt, j1, w1, x1)
-                i2, j2 = dot_codes(fmt, i2, w0, x2), dot_codes(fmt, j2, w1, x2)
-                i3, j3 = dot_codes(fmt, i3, w0, x3), dot_codes(fmt, j3, w1, x3)
+            zero = -zero_code(fmt)
+            i0, i1 = j0, j1 = _paired(splat(i32x8, zero * s0), splat(i32x8, zero * s1))
+            i2, i3 = j2, j3 = _paired(splat(i32x8, zero * s2), splat(i32x8, zero * s3))
+            for chunk in range(8 // n_parts * part, 8 // n_parts * (part + 1), 2):
+                at, x = _CODES * i + 64 * chunk, 4 * chunk
+                w0, w1 = load_u8x32(panel, at), load_u8x32(panel, at + 64)
+                v0, v1 = load_u8x32(panel, at + 32), load_u8x32(panel, at + 96)
+                x0, x1, x2, x3 = 32 * g0 + x, 32 * g1 + x, 32 * g2 + x, 32 * g3 + x
+                i0, i1 = _dot_pair(fmt, i0, i1, w0, w1, q, x0, x1)
+                j0, j1 = _dot_pair(fmt, j0, j1, v0, v1, q, x0, x1)
+                i2, i3 = _dot_pair(fmt, i2, i3, w0, w1, q, x2, x3)
+                j2, j3 = _dot_pair(fmt, j2, j3, v0, v1, q, x2, x3)
+            i0, i1 = _unpaired(i0, i1)
+            j0, j1 = _unpaired(j0, j1)
+            i2, i3 = _unpaired(i2, i3)
+            j2, j3 = _unpaired(j2, j3)
             factors = _GROUPS * _CODES + 4 * _FACTORS * i + _FACTORS * part
             f0, f1 = load_f32x8_bytes(panel, factors), load_f32x8_bytes(panel, factors + 32)
             m0 = m1 = f0
             if has_minimum(fmt):
                 minima = factors + 2 * _FACTORS
                 m0, m1 = load_f32x8_bytes(panel, minima), load_f32x8_bytes(panel, minima + 32)
-            x0, x1, x2, x3 = scales[g0], scales[g1], scales[g2], scales[g3]
+            y0, y1, y2, y3 = scales[g0], scales[g1], scales[g2], scales[g3]
             a0, b0 = (
-                add_products(fmt, a0, i0, f0, m0, x0, s0),
-                add_products(fmt, b0, j0, f1, m1, x0, s0),
+                add_products(fmt, a0, i0, f0, m0, y0, s0),
+                add_products(fmt, b0, j0, f1, m1, y0, s0),
             )
             a1, b1 = (
-                add_products(fmt, a1, i1, f0, m0, x1, s1),
-                add_products(fmt, b1, j1, f1, m1, x1, s1),
+                add_products(fmt, a1, i1, f0, m0, y1, s1),
+                add_products(fmt, b1, j1, f1, m1, y1, s1),
             )
             a2, b2 = (
-                add_products(fmt, a2, i2, f0, m0, x2, s2),
-                add_products(fmt, b2, j2, f1, m1, x2, s2),
+                add_products(fmt, a2, i2, f0, m0, y2, s2),
+                add_products(fmt, b2, j2, f1, m1, y2, s2),
             )
             a3, b3 = (
-                add_products(fmt, a3, i3, f0, m0, x3, s3),
-                add_products(fmt, b3, j3, f1, m1, x3, s3),
+                add_products(fmt, a3, i3, f0, m0, y3, s3),
+                add_products(fmt, b3, j3, f1, m1, y3, s3),
             )
     _finish(out, n_rows, strip, (t0, t1, t2, t3), (a0, a1, a2, a3))
     _finish(out, n_rows, second, (t0, t1, t2, t3), (b0, b1, b2, b3))

@@ -386,7 +386,7 @@ if __name__ == "__main__":
 OLD_PROCESSOR = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
 
 
-@pytest.fixture(scope="module", params=["avx512vnni", "avx2", "generic", "generic, old processor"])
+@pytest.fixture(scope="module", params=[*target.TARGETS, "generic, old processor"])
 def results(request, tmp_path_factory):
     """What one target gave, as a dict of arrays."""
     name = request.param.split(",")[0]

@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
 from llvmlite import binding, ir
 
-from q4run.kernels.simd import generic, neon
+from q4run.kernels.simd import generic, i8mm, neon
 from q4run.kernels.simd.emit import I8, I32, vector
 
 
@@ -75,6 +76,27 @@ ARM_MACHINES = [("arm64-apple-macos", "apple-m1"), ("aarch64-linux-gnu", "neover
 def test_neon_dots_become_sdot(machines, triple, cpu, operation):
     instructions = _instructions(_dot_module(neon, operation), machines(triple, cpu))
     assert [name.split(".")[0] for name in instructions].count("sdot") == 2, instructions
+    assert not CALLS & set(instructions)
+
+
+MATRIX_MACHINES = [("arm64-apple-macos", "apple-m2"), ("aarch64-linux-gnu", "neoverse-v1")]
+
+
+def _matrix_module():
+    """A module with ``dot(accumulator, a, b, out)``: pointers to 8 i32, 32 i8, 16 i8, 8 i32."""
+    module = ir.Module()
+    pointers = [ir.PointerType(vector(*kind)) for kind in ((I32, 8), (I8, 32), (I8, 16), (I32, 8))]
+    function, builder = _function(module, "dot", ir.VoidType(), *pointers)
+    operands = [builder.load(pointer, align=1) for pointer in function.args[:3]]
+    builder.store(i8mm.dot_matrix(builder, *operands), function.args[3], align=1)
+    builder.ret_void()
+    return module
+
+
+@pytest.mark.parametrize(("triple", "cpu"), MATRIX_MACHINES)
+def test_matrix_products_become_smmla(machines, triple, cpu):
+    instructions = _instructions(_matrix_module(), machines(triple, cpu))
+    assert [name.split(".")[0] for name in instructions].count("smmla") == 2, instructions
     assert not CALLS & set(instructions)
 
 
@@ -160,16 +182,51 @@ def _define_sdot(module):
     builder.ret(total)
 
 
+def _define_smmla(module):
+    """The meaning of Arm's ``smmla``: lane 2 i + j adds row i of 8 values times row j of 8."""
+    i32x4, i8x16 = vector(I32, 4), vector(I8, 16)
+    function, builder = _function(module, "smmla", i32x4, i32x4, i8x16, i8x16)
+    total = function.args[0]
+    a, b = (builder.sext(arg, vector(I32, 16)) for arg in function.args[1:])
+    for lane in range(4):
+        increased = builder.extract_element(total, I32(lane))
+        for i in range(8):
+            left = builder.extract_element(a, I32(8 * (lane // 2) + i))
+            right = builder.extract_element(b, I32(8 * (lane % 2) + i))
+            increased = builder.add(increased, builder.mul(left, right))
+        total = builder.insert_element(total, increased, I32(lane))
+    builder.ret(total)
+
+
+def _calling_own(module, name):
+    """The module's code with an instruction replaced by the function that stands for it."""
+    intrinsic = f"llvm.aarch64.neon.{name}.v4i32.v16i8"
+    declaration = f'declare <4 x i32> @"{intrinsic}"'
+    lines = [line for line in str(module).splitlines() if not line.startswith(declaration)]
+    llvm_ir = "\n".join(lines).replace(intrinsic, name)
+    assert llvm_ir.count(f'call <4 x i32> @"{name}"') == 2
+    return llvm_ir
+
+
+def test_matrix_products_have_the_right_lanes(run_dot):
+    """On any machine, like the dots below."""
+    rng = np.random.default_rng(7)
+    module = _matrix_module()
+    _define_smmla(module)
+    a, b = (rng.integers(-128, 128, n).astype(np.int8) for n in (32, 16))
+    accumulator = rng.integers(-1000, 1000, 8).astype(np.int32)
+    wide = a.reshape(4, 8).astype(np.int32) @ b.reshape(2, 8).T.astype(np.int32)
+    got = run_dot(_calling_own(module, "smmla"), accumulator, a, b)
+    np.testing.assert_array_equal(got, accumulator + wide.ravel())
+
+
 @pytest.mark.parametrize("operation", ["dot_biased", "dot_unsigned"])
 def test_neon_dots_have_the_right_lanes(run_dot, operation):
     """On any machine: with ``sdot`` itself replaced by a function of the same meaning."""
     rng = np.random.default_rng(6)
     module = _dot_module(neon, operation)
     _define_sdot(module)
-    declaration = 'declare <4 x i32> @"llvm.aarch64.neon.sdot.v4i32.v16i8"'
-    lines = [line for line in str(module).splitlines() if not line.startswith(declaration)]
-    llvm_ir = "\n".join(lines).replace("llvm.aarch64.neon.sdot.v4i32.v16i8", "sdot")
-    assert llvm_ir.count('call <4 x i32> @"sdot"') == 2
+    llvm_ir = _calling_own(module, "sdot")
     a = rng.integers(-128 if operation == "dot_biased" else 0, 128, 32).astype(np.int8)
     b = rng.integers(-127, 128, 32).astype(np.int8)
     accumulator = rng.integers(-1000, 1000, 8).astype(np.int32)
@@ -185,11 +242,15 @@ _PRODUCTS = """
 import json, platform, sys
 from numba.core import codegen
 
-real = platform.machine, sys.platform
+from llvmlite import binding
+
+features = binding.get_host_cpu_features() | {"dotprod": True, "i8mm": True}
+real = platform.machine, sys.platform, binding.get_host_cpu_features
 platform.machine, sys.platform = lambda: "arm64", "darwin"
+binding.get_host_cpu_features = lambda: features
 from q4run.kernels.simd.target import TARGET
-platform.machine, sys.platform = real
-assert TARGET == "neon", TARGET
+platform.machine, sys.platform, binding.get_host_cpu_features = real
+assert TARGET == sys.argv[1], TARGET
 
 codegen.JITCPUCodegen._add_module = lambda self, module: None
 codegen.JITCPUCodegen.set_env = lambda self, name, env: None
@@ -197,7 +258,7 @@ codegen.JITCodeLibrary.get_pointer_to_function = lambda self, name: self._ensure
 from q4run.kernels.formats import find_format_named
 from q4run.kernels.multiply import _int8_function
 
-modules = {name: _int8_function(find_format_named(name)).inspect_llvm() for name in sys.argv[1:]}
+modules = {name: _int8_function(find_format_named(name)).inspect_llvm() for name in sys.argv[2:]}
 print(json.dumps(modules))
 """
 DOT_PRODUCTS = ["q4_0", "q8_0", "q4_k"]
@@ -205,27 +266,38 @@ DOT_PRODUCTS = ["q4_0", "q8_0", "q4_k"]
 
 @pytest.fixture(scope="module")
 def products(tmp_path_factory):
-    """LLVM's code of the products of some formats for NEON, by name."""
-    not_a_folder = tmp_path_factory.mktemp("neon") / "file"
-    not_a_folder.write_text("nothing of this may be kept")
-    run = subprocess.run(
-        [sys.executable, "-c", _PRODUCTS, *DOT_PRODUCTS],
-        env=os.environ | {"Q4RUN_SIMD": "neon", "Q4RUN_CACHE": str(not_a_folder)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    """LLVM's code of the products of some formats for a target, by name."""
+
+    @cache
+    def make(target):
+        not_a_folder = tmp_path_factory.mktemp(target) / "file"
+        not_a_folder.write_text("nothing of this may be kept")
+        run = subprocess.run(
+            [sys.executable, "-c", _PRODUCTS, target, *DOT_PRODUCTS],
+            env=os.environ | {"Q4RUN_SIMD": target, "Q4RUN_CACHE": str(not_a_folder)},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert run.returncode == 0, run.stderr
+        return json.loads(run.stdout)
+
+    return make
 
 
 @pytest.mark.parametrize("name", DOT_PRODUCTS)
-def test_products_on_a_mac_are_made_of_sdot(machines, products, name):
-    module = binding.parse_assembly(products[name])
+@pytest.mark.parametrize(
+    ("target", "cpu", "n_sdot", "n_smmla"),
+    # A tile of 16 rows by 4 tokens and one chunk of 4 columns is 16 dots, of 8 columns 16 matrix
+    # products; a strip times one token is dots always.
+    [("neon", "apple-m1", 16 + 16, 0), ("i8mm", "apple-m2", 16, 16)],
+)
+def test_products_on_a_mac(machines, products, target, cpu, n_sdot, n_smmla, name):
+    module = binding.parse_assembly(products(target)[name])
     module.triple, module.data_layout = "arm64-apple-macos", ""
-    machine = machines("arm64-apple-macos", "apple-m1")
+    machine = machines("arm64-apple-macos", cpu)
     lines = [line.split() for line in machine.emit_assembly(module).splitlines()]
     instructions = [words[0].split(".")[0] for words in lines if words and words[0][0].isalpha()]
-    # A tile of 16 rows by 4 tokens and one chunk of columns is 16 of them.
-    assert instructions.count("sdot") >= 16 + 16
+    assert instructions.count("sdot") >= n_sdot
+    assert instructions.count("smmla") >= n_smmla
     assert "bl" not in instructions

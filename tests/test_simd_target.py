@@ -28,8 +28,11 @@ AVX2 = {"avx2": True, "fma": True, "f16c": True}
         ),
         ("aarch64", "linux", {"neon": True}, ["generic"]),
         ("aarch64", "linux", {"dotprod": True}, ["neon", "generic"]),
+        ("aarch64", "linux", {"dotprod": True, "i8mm": True}, ["i8mm", "neon", "generic"]),
+        ("aarch64", "linux", {"i8mm": True}, ["generic"]),
         ("aarch64", "linux", None, ["generic"]),
         ("arm64", "darwin", {"dotprod": True}, ["neon", "generic"]),
+        ("arm64", "darwin", {"dotprod": True, "i8mm": True}, ["i8mm", "neon", "generic"]),
         ("arm64", "darwin", None, ["neon", "generic"]),
         ("x86_64", "darwin", None, ["generic"]),
         ("riscv64", "linux", {}, ["generic"]),
@@ -49,18 +52,50 @@ def test_what_a_machine_can_run(monkeypatch, machine, platform, features, expect
 
 
 @pytest.mark.parametrize(
-    ("hwcaps", "expected"), [(1 << 20, ["neon", "generic"]), (~(1 << 20), ["generic"])]
+    ("hwcaps", "hwcaps2", "expected"),
+    [
+        (1 << 20, ~(1 << 13), ["neon", "generic"]),
+        (1 << 20, 1 << 13, ["i8mm", "neon", "generic"]),
+        (~(1 << 20), -1, ["generic"]),
+    ],
 )
-def test_linux_itself_tells_of_the_dot_product(monkeypatch, hwcaps, expected):
+def test_linux_itself_tells_of_arm_extensions(monkeypatch, hwcaps, hwcaps2, expected):
     """LLVM knows an Arm processor by its name, and not every name."""
 
     class Library:
         @staticmethod
         def getauxval(entry):
-            return hwcaps if entry == 16 else 0
+            return {16: hwcaps, 26: hwcaps2}.get(entry, 0)
 
     monkeypatch.setattr(target.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(target.sys, "platform", "linux")
+    monkeypatch.setattr(target.binding, "get_host_cpu_features", dict)
+    monkeypatch.setattr(target.ctypes, "CDLL", lambda name: Library)
+    assert target.available_targets() == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({}, ["neon", "generic"]),
+        ({b"hw.optional.arm.FEAT_I8MM": 0}, ["neon", "generic"]),
+        ({b"hw.optional.arm.FEAT_I8MM": 1}, ["i8mm", "neon", "generic"]),
+    ],
+)
+def test_macos_itself_tells_of_arm_extensions(monkeypatch, known, expected):
+    """Every Mac with an Arm processor has the dot product, also where LLVM is silent."""
+
+    class Library:
+        @staticmethod
+        def sysctlbyname(name, value, size, new, new_size):
+            assert (new, new_size) == (None, 0)
+            if name not in known:
+                return -1
+            value._obj.value = known[name]
+            return 0
+
+    monkeypatch.setattr(target.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(target.sys, "platform", "darwin")
     monkeypatch.setattr(target.binding, "get_host_cpu_features", dict)
     monkeypatch.setattr(target.ctypes, "CDLL", lambda name: Library)
     assert target.available_targets() == expected
@@ -77,7 +112,9 @@ def test_the_best_target_is_taken_unless_another_is_named(monkeypatch):
 
 def test_an_unknown_target_is_an_error_that_lists_the_known(monkeypatch):
     monkeypatch.setenv("Q4RUN_SIMD", "sse9")
-    with pytest.raises(ImportError, match=r"Q4RUN_SIMD=sse9 .* avx512vnni, avx2, neon, generic"):
+    with pytest.raises(
+        ImportError, match=r"Q4RUN_SIMD=sse9 .* avx512vnni, avx2, i8mm, neon, generic"
+    ):
         target._choose()
 
 

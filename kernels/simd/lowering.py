@@ -1,6 +1,7 @@
 """The chosen target's way of emitting the operations that differ between machines."""
 
 from importlib import import_module
+from typing import Any
 
 from q4run.kernels.simd.target import TARGET
 
@@ -13,3 +14,5 @@ dot_biased = _target.dot_biased
 half_to_float = _target.half_to_float
 float_to_half = _target.float_to_half
 look_up = _target.look_up
+# Only where the machine multiplies small matrices.
+dot_matrix: Any = getattr(_target, "dot_matrix", None)

@@ -85,8 +85,8 @@ ln -s "$checkout"/q4run/* "$checkout"/{kernels,convert,bench} "$folder/project/q
 
 cd "$folder"
 
-# What is chosen on processors without the dot product and with it.
-for pair in cortex-a72:generic neoverse-n1:neon max:neon; do
+# What is chosen on processors without the dot product, with it, and with matrix products too.
+for pair in cortex-a72:generic neoverse-n1:neon max:i8mm; do
     chosen=$(env -u Q4RUN_SIMD QEMU_CPU="${pair%:*}" "$folder/python" -c \
         'from q4run.kernels.simd.target import TARGET; print(TARGET)')
     echo "${pair%:*}: $chosen"
@@ -100,12 +100,13 @@ run_tests() {
 }
 
 if [ $# -gt 0 ]; then
-    run_tests "${Q4RUN_SIMD:-neon}" "$@"
+    run_tests "${Q4RUN_SIMD:-i8mm}" "$@"
     exit
 fi
 # Not what compiles a whole model; of the products, those of one format of each kind.
 others="q4_1 or q5_0 or q5_1 or q2_k or q3_k or q5_k or iq4_xs or tq2_0 or bf16 or f32"
-run_tests neon test_simd.py test_elementwise.py test_formats.py test_strips.py test_dequantised.py \
-    test_thread_pool.py test_products.py test_feed_forward.py test_attention.py \
-    -k "not warming and not all_formats and not (test_products.py and ($others))"
-run_tests generic test_elementwise.py test_strips.py
+some="not warming and not all_formats and not (test_products.py and ($others))"
+run_tests i8mm test_simd.py test_simd_matrices.py test_products.py test_feed_forward.py -k "$some"
+run_tests neon test_elementwise.py test_formats.py test_strips.py test_dequantised.py \
+    test_thread_pool.py test_products.py test_attention.py -k "$some"
+run_tests generic test_elementwise.py test_strips.py -k "$some"
