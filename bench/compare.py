@@ -44,6 +44,7 @@ class Request:
     threads: int | None = None
     kv_type: str = "f16"
     io: str = "auto"
+    cache: str = "layers"
     ram_budget: str | int | None = None
     warm_up: bool = True
 

@@ -117,6 +117,7 @@ def main() -> None:
             ram_budget=request["ram_budget"],
             threads=request["threads"],
             io=request["io"],
+            cache=request["cache"],
             context=request["context"],
             kv_type=request["kv_type"],
         ) as model:

@@ -6,7 +6,7 @@ import numpy as np
 
 from q4run.kernels.attention_layer import OUTPUT, AttentionBuffers, attention_layer
 from q4run.kernels.dense_layer import dense_layer
-from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, run_experts
+from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.formats import Format, q8_0
 from q4run.kernels.head import output_head
@@ -71,6 +71,7 @@ def _feed_forwards() -> None:
 
 def _experts() -> None:
     router, job = np.zeros(1, PRODUCT), np.zeros(1, FEED_FORWARD)
+    route(ALONE, _NO_TOKENS, _F32, _EPS, router, 1, 1, False, _ROUTING, _BUFFERS)
     moe_layer(
         ALONE, _NO_TOKENS, _F32, _EPS, router, 1, 1, False, job, job[:0], _I64, job, _ROUTING,
         _BUFFERS,

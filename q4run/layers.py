@@ -13,7 +13,7 @@ from q4run.experts.store import ExpertStore
 from q4run.kernels.activations import GROUP, Int8Activations
 from q4run.kernels.attention_layer import OUTPUT, attention_layer
 from q4run.kernels.dense_layer import dense_layer
-from q4run.kernels.experts import combine, moe_layer, run_experts
+from q4run.kernels.experts import combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.formats import Format
 from q4run.kernels.head import output_head
@@ -23,6 +23,9 @@ from q4run.kv_cache import LayerCache
 from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
 from q4run.weights import Matrix, WeightReader
 from q4run.workspace import NO_INT8, Int8Buffers, Workspace, shared_begin
+
+# The share of a layer's experts that may be read ahead in vain.
+_FEW = 0.05
 
 
 class Rotation(NamedTuple):
@@ -158,6 +161,7 @@ class MixtureOfExperts:
         n_embd = config.n_embd
         self._i = i
         self._moe = moe
+        self._softmax = moe.gating is Gating.SOFTMAX
         self._store = store
         self._addresses = store.addresses(i)
         self._router = weights.matrix(f"blk.{i}.ffn_gate_inp.weight", moe.n_expert, n_embd)
@@ -193,28 +197,49 @@ class MixtureOfExperts:
         Experts run in the order in which they reach RAM; their outputs are kept apart and added
         in the router's order, so that the sum does not depend on what was in RAM.
         """
-        moe, routing, addresses = self._moe, self._routing, self._addresses
-        softmax = moe.gating is Gating.SOFTMAX
-        n_experts, is_done = moe_layer(
+        moe, routing = self._moe, self._routing
+        arguments = (
             pool, x, self._norm, self._eps, self._router_product, moe.n_expert, moe.n_expert_used,
-            softmax, self._template, self._shared, addresses, self._jobs, routing, self._buffers,
+            self._softmax,
         )  # fmt: skip
+        in_wave = self._wants_nearly_all(len(x)) and not self._store.holds_all
+        if in_wave:
+            n_experts, is_done = route(*arguments, routing, self._buffers), False
+        else:
+            n_experts, is_done = moe_layer(
+                *arguments, self._template, self._shared, self._addresses, self._jobs, routing,
+                self._buffers,
+            )  # fmt: skip
         chosen = routing.experts[:n_experts].tolist()
         if is_done:
-            self._store.count_hits(self._i, chosen)
-            return
+            self._store.use(self._i, chosen)
+        else:
+            self._run_as_they_arrive(pool, x, chosen, in_wave)
+
+    def _wants_nearly_all(self, n_tokens: int) -> bool:
+        """Whether a batch is so long that few experts, if any, will not be chosen."""
+        n_choices = n_tokens * self._moe.n_expert_used
+        return (1 - 1 / self._moe.n_expert) ** n_choices < _FEW
+
+    def _run_as_they_arrive(
+        self, pool: Pool, x: np.ndarray, chosen: list[int], in_wave: bool
+    ) -> None:
+        moe, routing = self._moe, self._routing
         place_of = {expert: place for place, expert in enumerate(chosen)}
         shared = self._shared
         with self._store.request(self._i, chosen) as request:
+            if in_wave:
+                self._store.expect_layers_after(self._i)
             # The reads are under way: what is in RAM is computed meanwhile.
             for ready in request:
                 places = np.array([place_of[expert] for expert in ready], np.int64)
                 run_experts(
-                    pool, len(x), self._template, shared, places, addresses, routing, self._jobs
-                )
+                    pool, len(x), self._template, shared, places, self._addresses, routing,
+                    self._jobs,
+                )  # fmt: skip
                 shared = self._shared[:0]
         has_shared = len(self._shared) > 0
-        combine(pool, x, moe.n_expert_used, softmax, has_shared, routing, self._buffers)
+        combine(pool, x, moe.n_expert_used, self._softmax, has_shared, routing, self._buffers)
 
 
 class Layer:

@@ -15,15 +15,18 @@ import numpy as np
 from q4run.budget import MemoryPlan, plan_memory
 from q4run.cores import choose_threads
 from q4run.errors import Error
+from q4run.experts.choosing import choose_method
 from q4run.experts.layout import read_layout
-from q4run.experts.methods import METHODS, choose_method
+from q4run.experts.methods import METHODS
+from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.store import ExpertStore
+from q4run.experts.trace import TraceWriter
 from q4run.generate import Session
 from q4run.gguf_file import open_gguf
 from q4run.kernels.formats import find_format
 from q4run.kernels.warmup import warm_up
 from q4run.kv_cache import KV_TYPES, KVCache
-from q4run.memory import parse_size, peak_rss, total_memory
+from q4run.memory import available_memory, parse_size, peak_rss, total_memory
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
 from q4run.sampling import Sampler, SamplingParameters
@@ -43,7 +46,8 @@ class Stats:
     """What a model has done since it was loaded; subtract two to see what happened between.
 
     Sizes in bytes, times in seconds. ``wait_s`` is time that the computation stood still for the
-    disk, ``read_s`` adds up over the reader threads. Fields can also be read as ``stats["hits"]``.
+    disk, ``read_s`` adds up over the reader threads. Of the ``misses``, ``read_ahead`` were on
+    their way, or there, before they were asked for. Fields can also be read as ``stats["hits"]``.
     """
 
     tokens: int
@@ -52,6 +56,7 @@ class Stats:
     prompt_s: float
     hits: int
     misses: int
+    read_ahead: int
     bytes_read: int
     read_s: float
     wait_s: float
@@ -84,6 +89,8 @@ def load(
     context: int | None = None,
     kv_type: str = "f16",
     progress: Progress | None = None,
+    cache: str = DEFAULT_CACHE,
+    trace: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Opens a GGUF model for use; close it, or use it as a context manager.
 
@@ -91,10 +98,14 @@ def load(
     share of what is free. It bounds all that the process holds beyond the fixed allowance for the
     interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core.
     context: None is 4096 tokens, or what the model was trained on where that is less.
-    kv_type: ``f16``, ``f32`` or ``q8_0``. Raises ``q4run.Error`` and its kinds.
+    kv_type: ``f16``, ``f32`` or ``q8_0``. cache: which expert leaves when a slot is wanted,
+    ``layers`` or ``lru``. trace: a file that gets which experts each layer used. Raises
+    ``q4run.Error`` and its kinds.
     """
     if kv_type not in KV_TYPES:
         raise Error(f"there is no KV type '{kv_type}'; choose {' or '.join(KV_TYPES)}")
+    if cache not in POLICIES:
+        raise Error(f"there is no cache policy '{cache}'; choose {' or '.join(POLICIES)}")
     if context is not None and context < 1:
         raise Error(f"a context of {context} tokens holds nothing: give at least 1")
     if isinstance(ram_budget, str):
@@ -104,7 +115,6 @@ def load(
     threads = choose_threads(threads)
     started = time.perf_counter()
     file = open_gguf(path)
-    io = choose_method(io, file.size)
     config = read_config(file)
     if context is None:
         context = min(DEFAULT_CONTEXT, config.context_length)
@@ -112,6 +122,8 @@ def load(
     plan = plan_memory(
         file, config, layout, ram_budget=ram_budget, context=context, kv_type=kv_type
     )
+    free_bytes = available_memory() - plan.total
+    choice = choose_method(io, file.parts, plan.all_resident, free_bytes)
     tokenizer = load_tokenizer(file.metadata)
     if tokenizer.n_vocab > config.n_vocab:
         raise Error(
@@ -122,8 +134,9 @@ def load(
     formats = {fmt for tensor in file.tensors.values() if (fmt := find_format(tensor.type))}
     in_order = sorted({fmt.in_ram for fmt in formats}, key=lambda fmt: fmt.name)
     warm_up(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
-    cache = KVCache(config, context, kv_type)
-    store = ExpertStore(layout, plan.n_slots, METHODS[io](file.parts))
+    kv_cache = KVCache(config, context, kv_type)
+    writer = _open_trace(Path(trace), config) if trace is not None else None
+    store = ExpertStore(layout, plan.n_slots, METHODS[choice.method](file.parts), cache, writer)
     try:
         transformer = Transformer(
             file, config, store, plan.n_batch, threads, _stage(progress, "reading weights")
@@ -131,10 +144,11 @@ def load(
     except BaseException:
         store.close()
         raise
-    session = Session(transformer, cache)
+    session = Session(transformer, kv_cache)
     model = Model(file.path, config, plan, transformer, store, session, tokenizer, template)
     model.threads = threads
-    model.io = io
+    model.io = choice.method
+    model.io_reason = choice.reason
     model.notes = [
         f"{fmt.name} has no kernels: such matrices are held in RAM as {fmt.in_ram.name},"
         f" {fmt.in_ram.bits_per_weight / fmt.bits_per_weight:.1f} times the size"
@@ -143,6 +157,12 @@ def load(
     ]
     model.load_s = time.perf_counter() - started
     return model
+
+
+def _open_trace(path: Path, config: ModelConfig) -> TraceWriter:
+    moes = {i: layer.moe for i, layer in enumerate(config.layers) if layer.moe}
+    counts = [moe.n_expert for moe in moes.values()]
+    return TraceWriter(path, list(moes), counts, [moe.n_expert_used for moe in moes.values()])
 
 
 def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
@@ -173,6 +193,7 @@ class Model:
         self.template = template
         self.threads = 0
         self.io = ""
+        self.io_reason = ""  # why ``auto`` took that
         self.load_s = 0.0
         self.notes: list[str] = []  # what a person should be told once
         self._transformer = transformer

@@ -47,6 +47,7 @@ class Transformer:
         weights = WeightReader(file)
         self._embedding = EmbeddingTable(file, config.n_vocab, config.n_embd)
         self._rotary = RotaryEmbedding(config, _rope_factors(file, weights, config))
+        self._store = store
         self._layers = []
         for i, layer in enumerate(config.layers):
             self._layers.append(Layer(weights, i, config, layer, store, workspace))
@@ -93,6 +94,7 @@ class Transformer:
     def _run_layers(
         self, ids: Sequence[int], cache: KVCache, check_interrupt: Callable[[], None]
     ) -> np.ndarray:
+        self._store.begin_pass(len(ids))
         x = self._embedding.rows(ids)
         rotation = self._rotary(cache.length, len(ids))
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):

@@ -253,6 +253,7 @@ def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_lim
             "threads": 1,
             "kv_type": "f16",
             "io": "auto",
+            "cache": "layers",
             "ram_budget": None,
             "warm_up": True,
         }
@@ -373,6 +374,7 @@ def test_the_peers_script(warm_up, tmp_path):
         "threads": 3,
         "kv_type": "f32",
         "io": "auto",
+        "cache": "layers",
         "ram_budget": None,
         "warm_up": warm_up,
     }

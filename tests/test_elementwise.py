@@ -207,7 +207,7 @@ assert {total for _, total in steps} == {len(steps)}, steps
 before, n_formats = compiled(), multiply_address.cache_info().misses
 assert n_formats == len(formats) == 3, formats
 for name in (
-    "attention_layer", "moe_layer", "run_experts", "combine", "dense_layer", "output_head",
+    "attention_layer", "moe_layer", "route", "run_experts", "combine", "dense_layer", "output_head",
 ):
     assert before.count((name, 1)) == 1, (name, before)
 for file in files:

@@ -12,6 +12,7 @@ from q4run.experts import filling
 from q4run.experts.filling import N_READERS, buffer_bytes, cut_into_pieces, reader_bytes
 from q4run.experts.layout import ExpertLayout, ExpertMatrix, read_layout
 from q4run.experts.methods import METHODS
+from q4run.experts.policies import LeastRecentlyUsed
 from q4run.experts.slots import Slots
 from q4run.experts.store import ExpertStore
 from q4run.kernels.formats import find_format
@@ -69,7 +70,7 @@ def test_pieces_are_whole_strips_that_cover_a_matrix(monkeypatch, n_rows, piece)
     monkeypatch.setattr(filling, "PIECE_BYTES", piece)
     fmt = find_format(F32)
     assert fmt is not None
-    matrix = ExpertMatrix(Path("file"), fmt, n_rows, 64, 1000, 128)
+    matrix = ExpertMatrix(Path("file"), fmt, 4, n_rows, 64, 1000, 128)
     slot = np.zeros(128 + matrix.slot_bytes + 64, np.uint8)
     pieces = cut_into_pieces(matrix, 2, slot)
     offset = 1000 + 2 * n_rows * 256
@@ -200,7 +201,7 @@ def test_a_tensor_of_another_shape_is_an_error(tmp_path):
 
 
 def test_slots_are_separate_and_begin_with_a_cache_line():
-    slots = Slots(3, 192, 1, 3)
+    slots = Slots(3, 192, 1, 3, LeastRecentlyUsed())
     for expert in range(3):
         assert slots.claim((0, expert))
         slots.bytes_of((0, expert))[:] = expert + 1
@@ -213,27 +214,27 @@ def test_slots_are_separate_and_begin_with_a_cache_line():
 
 
 def test_pinned_slots_are_not_evicted():
-    slots = Slots(2, PAGE, 1, 3)
+    slots = Slots(2, PAGE, 1, 3, LeastRecentlyUsed())
     assert slots.claim((0, 0))
     assert slots.claim((0, 1))
     assert not slots.claim((0, 2))  # both are being filled
-    slots.unpin((0, 0))
-    assert slots.pin((0, 0))
-    assert not slots.claim((0, 2))  # in use again
-    slots.unpin((0, 1))
+    slots.filled((0, 0))
+    slots.pin((0, 0))
+    assert not slots.claim((0, 2))  # in use
+    slots.filled((0, 1))
+    assert not slots.claim((0, 2), keep={(0, 1)})
     assert slots.claim((0, 2))
-    assert not slots.pin((0, 1))
-    assert slots.pin((0, 0))
+    assert (0, 1) not in slots
+    assert (0, 0) in slots
 
 
 def test_only_experts_that_are_whole_have_an_address():
     """Compiled code computes with whatever has one."""
-    slots = Slots(1, PAGE, 2, 2)
+    slots = Slots(1, PAGE, 2, 2, LeastRecentlyUsed())
     assert not slots.addresses.any()
     assert slots.claim((1, 0))
     assert not slots.addresses.any()
     slots.filled((1, 0))
-    slots.unpin((1, 0))
     assert np.argwhere(slots.addresses).tolist() == [[1, 0]]
     assert slots.claim((0, 1))
     assert not slots.addresses.any()
@@ -242,20 +243,21 @@ def test_only_experts_that_are_whole_have_an_address():
     assert not slots.addresses.any()
 
 
-def test_a_touched_expert_is_evicted_later():
-    slots = Slots(2, PAGE, 1, 3)
+def test_the_policy_says_who_is_evicted():
+    policy = LeastRecentlyUsed()
+    slots = Slots(2, PAGE, 1, 3, policy)
     for expert in (0, 1):
         assert slots.claim((0, expert))
-        slots.unpin((0, expert))
-    slots.touch((0, 0))
+        slots.filled((0, expert))
+    policy.use(0, [0])
     assert slots.claim((0, 2))
-    assert slots.pin((0, 0))
-    assert not slots.pin((0, 1))
+    assert (0, 0) in slots
+    assert (0, 1) not in slots
 
 
 def test_a_discarded_slot_is_free_again():
-    slots = Slots(1, PAGE, 1, 2)
+    slots = Slots(1, PAGE, 1, 2, LeastRecentlyUsed())
     assert slots.claim((0, 0))
     slots.discard((0, 0))
-    assert not slots.pin((0, 0))
+    assert (0, 0) not in slots
     assert slots.claim((0, 1))

@@ -15,7 +15,8 @@ from q4run.errors import Error
 from q4run.experts import filling
 from q4run.experts import store as store_module
 from q4run.experts.filling import N_READERS, cut_into_pieces
-from q4run.experts.methods import METHODS, choose_method
+from q4run.experts.methods import METHODS
+from q4run.experts.policies import DEFAULT_CACHE
 from q4run.experts.store import ExpertStore
 
 N_EXPERT = 6
@@ -38,9 +39,9 @@ def open_store(method_name) -> Iterator:
     """Makes stores over ``Experts``, and closes them."""
     stores = []
 
-    def make(experts: Experts, n_slots: int, method=None) -> ExpertStore:
+    def make(experts: Experts, n_slots: int, method=None, cache=DEFAULT_CACHE) -> ExpertStore:
         method = method or METHODS[method_name](experts.paths)
-        stores.append(ExpertStore(experts.layout, n_slots, method))
+        stores.append(ExpertStore(experts.layout, n_slots, method, cache))
         return stores[-1]
 
     yield make
@@ -58,6 +59,20 @@ def small_pieces(monkeypatch) -> None:
 def resident(store: ExpertStore, layer: int, n_expert: int = N_EXPERT) -> list[int]:
     """Which experts of a layer are in RAM, without touching the order of their use."""
     return [expert for expert in range(n_expert) if (layer, expert) in store.slots._slot_of]
+
+
+def wait_until(condition) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited for a minute")
+
+
+def all_reads_are_over(store: ExpertStore) -> bool:
+    """Though the store may not have counted them yet."""
+    left = sum(fill.reads_left for fill in store._fills.values())
+    return store._readers.arrived.qsize() == left
 
 
 # The right bytes.
@@ -187,9 +202,7 @@ def test_experts_in_use_keep_their_bytes(experts, open_store):
     fetch(experts, store, 0, [0, 1])
     with store.request(0, [0, 1, 2, 3, 4, 5]) as request:
         for ready in request:
-            idle = threading.Barrier(N_READERS)  # all reads that could begin are over then
-            for waiting in [store._readers.submit(idle.wait) for _ in range(N_READERS)]:
-                waiting.result()
+            wait_until(lambda: all_reads_are_over(store))
             for expert in ready:
                 experts.check(0, expert, store.addresses(0)[expert])
 
@@ -267,7 +280,9 @@ class Scripted:
 
 
 @pytest.fixture
-def scripted(experts, small_pieces) -> Iterator[tuple[Scripted, ExpertStore]]:
+def scripted(experts, small_pieces, monkeypatch) -> Iterator[tuple[Scripted, ExpertStore]]:
+    """All reads that there are slots for begin at once."""
+    monkeypatch.setattr(store_module, "_ENOUGH_READS", 1000)
     method = Scripted(experts)
     store = ExpertStore(experts.layout, 3, method)
     yield method, store
@@ -310,7 +325,7 @@ def test_leaving_early_waits_for_reads_under_way(experts, scripted):
         threading.Timer(0.2, method.gate.set).start()
     assert method.gate.is_set()
     assert method.under_way == 0
-    assert resident(store, 2) == []  # nobody waited for them: they count as unread
+    assert resident(store, 2) == [0, 1, 2]  # as many as were begun
     assert_usable(experts, store, 2, [0, 1, 2])
 
 
@@ -330,14 +345,6 @@ def test_an_exception_while_an_expert_is_used_keeps_that_expert(experts, scripte
     fetch(experts, store, 2, [5])
     assert store.counters.misses == misses
     assert_usable(experts, store, 2, [0, 1, 2])
-
-
-def wait_until(condition) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("waited for a minute")
 
 
 def test_reads_leave_before_the_first_expert_is_asked_for(experts, scripted):
@@ -370,7 +377,7 @@ def test_experts_that_are_complete_come_together(experts, scripted):
     with store.request(2, [3, 0, 5]) as request:
         lists = iter(request)
         assert next(lists) == []
-        wait_until(lambda: request._arrived.qsize() == sum(request._pieces_left.values()))
+        wait_until(lambda: all_reads_are_over(store))
         assert sorted(next(lists)) == [0, 3, 5]
         assert next(lists, None) is None
     assert method.under_way == 0
@@ -411,18 +418,6 @@ def test_systems_without_preadv_read_the_same(experts, monkeypatch):
     store = ExpertStore(experts.layout, 2, METHODS["pread"](experts.paths))
     fetch(experts, store, 0, [0, 1, 2, 3])
     store.close()
-
-
-def test_methods_by_name():
-    assert choose_method("mmap", 1) == "mmap"
-    with pytest.raises(Error, match="no I/O method 'floppy'; choose auto, pread, direct, mmap"):
-        choose_method("floppy", 1)
-
-
-def test_what_does_not_fit_into_memory_goes_past_the_page_cache(monkeypatch):
-    monkeypatch.setattr("q4run.experts.methods.available_memory", lambda: 1000)
-    assert choose_method("auto", 1000) == "pread"
-    assert choose_method("auto", 1001) == "direct"
 
 
 def test_a_file_that_is_gone_cannot_be_opened(method_name, tmp_path):

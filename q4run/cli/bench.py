@@ -93,6 +93,7 @@ def bench(
     threads: options.Threads = None,
     context: Context = None,
     io: options.IOMethod = options.IO.AUTO,
+    cache: options.CachePolicy = options.Cache.LAYERS,
     kv_type: options.KV = options.KVType.F16,
 ) -> None:
     """Measure speed, memory and bytes read; compare them with llama.cpp's.
@@ -118,7 +119,13 @@ def bench(
     # open_model also says what to do without a MODEL.
     if model is None or (vs is None and limit_bytes is None):
         with options.open_model(
-            model, ram_budget=ram_budget, threads=threads, context=context, io=io, kv_type=kv_type
+            model,
+            ram_budget=ram_budget,
+            threads=threads,
+            context=context,
+            io=io,
+            kv_type=kv_type,
+            cache=cache,
         ) as opened:
             ids = speed.choose_tokens(opened.path, prompt_tokens, tokens)
             with Waiting("measuring"):
@@ -133,6 +140,7 @@ def bench(
             threads=threads,
             kv_type=kv_type.value,
             io=io.value,
+            cache=cache.value,
             ram_budget=ram_budget,
         )
         with Waiting("measuring") as waiting:

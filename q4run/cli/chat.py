@@ -44,6 +44,8 @@ def chat(
     threads: options.Threads = None,
     context: options.Context = None,
     io: options.IOMethod = options.IO.AUTO,
+    cache: options.CachePolicy = options.Cache.LAYERS,
+    trace: options.Trace = None,
     kv_type: options.KV = options.KVType.F16,
 ) -> None:
     """Talk to a model.
@@ -59,7 +61,14 @@ def chat(
     """
     parameters = options.sampling_parameters(temp, top_k, top_p, min_p, repeat_penalty, seed)
     with options.open_model(
-        model, ram_budget=ram_budget, threads=threads, context=context, io=io, kv_type=kv_type
+        model,
+        ram_budget=ram_budget,
+        threads=threads,
+        context=context,
+        io=io,
+        kv_type=kv_type,
+        cache=cache,
+        trace=trace,
     ) as opened:
         from q4run.chat import Conversation
 

@@ -30,6 +30,13 @@ class IO(StrEnum):
     DIRECT = "direct"
 
 
+class Cache(StrEnum):
+    """Which expert leaves RAM when another needs its place."""
+
+    LAYERS = "layers"
+    LRU = "lru"
+
+
 class KVType(StrEnum):
     """What the keys and values of the conversation are held as."""
 
@@ -98,6 +105,25 @@ IOMethod = Annotated[
         "--io",
         help="How experts are read from disk.",
         rich_help_panel=_MODEL_PANEL,
+    ),
+]
+CachePolicy = Annotated[
+    Cache,
+    typer.Option(
+        "--cache",
+        help="Which expert leaves RAM for another: the one that the order of the layers and its"
+        " use so far say comes again last, or the least recently used.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Write down which experts each layer used, for python -m q4run.bench.cache.",
+        rich_help_panel=_MODEL_PANEL,
+        show_default=False,
     ),
 ]
 KV = Annotated[
@@ -216,6 +242,8 @@ def open_model(
     context: int | None,
     io: IO,
     kv_type: KVType,
+    cache: Cache = Cache.LAYERS,
+    trace: Path | None = None,
 ) -> Iterator[Model]:
     """Loads a model while a progress line shows how far it is, says what was chosen, closes it.
 
@@ -240,6 +268,8 @@ def open_model(
             io=io.value,
             context=context,
             kv_type=kv_type.value,
+            cache=cache.value,
+            trace=trace,
             progress=lambda stage, done, total: waiting.update(
                 stages.get(stage, stage), done, total
             ),
@@ -269,6 +299,8 @@ def _say_what_was_chosen(model: Model) -> None:
         [model.path.name, shape, f"{ram}{parts}{slots}", *how],
         shorter=[model.path.name, config.architecture, f"{ram}{slots}", *how],
     )
+    if model.io_reason and plan.n_experts and not plan.all_resident:
+        note(f"Experts are read by {model.io}: {model.io_reason}.")
     for text in model.notes:
         note(text)
     if model.session.context > config.context_length:

@@ -54,6 +54,8 @@ def run(
     threads: options.Threads = None,
     context: options.Context = None,
     io: options.IOMethod = options.IO.AUTO,
+    cache: options.CachePolicy = options.Cache.LAYERS,
+    trace: options.Trace = None,
     kv_type: options.KV = options.KVType.F16,
 ) -> None:
     """Complete one prompt: the text goes to standard output, figures to standard error.
@@ -72,7 +74,14 @@ def run(
     text = _read_prompt(prompt, file)
     parameters = options.sampling_parameters(temp, top_k, top_p, min_p, repeat_penalty, seed)
     with options.open_model(
-        model, ram_budget=ram_budget, threads=threads, context=context, io=io, kv_type=kv_type
+        model,
+        ram_budget=ram_budget,
+        threads=threads,
+        context=context,
+        io=io,
+        kv_type=kv_type,
+        cache=cache,
+        trace=trace,
     ) as opened:
         from q4run.completion import Completion
         from q4run.sampling import Sampler

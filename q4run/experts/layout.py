@@ -22,6 +22,7 @@ class ExpertMatrix:
 
     path: Path
     fmt: Format
+    n_expert: int
     n_rows: int
     n_cols: int
     offset: int
@@ -93,7 +94,9 @@ def _layer_matrices(
         shape = (moe.n_expert, n_rows, n_cols)
         tensor = checked_tensor(file, f"blk.{i}.ffn_{name}_exps.weight", shape)
         fmt = format_of(tensor)
-        matrix = ExpertMatrix(tensor.path, fmt, n_rows, n_cols, tensor.offset, slot_offset)
+        matrix = ExpertMatrix(
+            tensor.path, fmt, moe.n_expert, n_rows, n_cols, tensor.offset, slot_offset
+        )
         matrices.append(matrix)
         slot_offset += matrix.slot_bytes
     gate, up, down = matrices

@@ -1,55 +1,60 @@
-"""A bounded slab of RAM, cut into slots of one expert each, reused least-recently-used first."""
+"""A bounded slab of RAM, cut into slots of one expert each, given anew as a policy says."""
 
-from collections import OrderedDict
+from collections.abc import Set
 
 import numpy as np
 
+from q4run.experts.policies import Key, Policy
 from q4run.huge_pages import empty_bytes
-
-Key = tuple[int, int]  # layer, expert
 
 
 class Slots:
-    """Which expert is in which slot. Pinned slots are in use or being filled, and stay."""
+    """Which expert is in which slot. What is in use (pinned) or being filled stays."""
 
-    def __init__(self, n_slots: int, slot_bytes: int, n_layer: int, n_expert: int) -> None:
+    def __init__(
+        self, n_slots: int, slot_bytes: int, n_layer: int, n_expert: int, policy: Policy
+    ) -> None:
         self.n_slots = n_slots
         self._slot_bytes = slot_bytes
         self._bytes = empty_bytes(n_slots * slot_bytes)
         self._free = list(range(n_slots))[::-1]
-        self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
+        self._policy = policy
+        self._slot_of: dict[Key, int] = {}
         self._pinned: set[Key] = set()
+        self._filling: set[Key] = set()
         # For kernels: where each expert is that can be computed with, 0 for the others.
         self.addresses = np.zeros((n_layer, n_expert), np.int64)
 
-    def pin(self, key: Key) -> bool:
-        """Holds an expert in its slot and makes it the most recently used; False if it has none."""
-        if key not in self._slot_of:
-            return False
-        self.touch(key)
+    def __contains__(self, key: Key) -> bool:
+        """Whether the expert has a slot, be it there or on its way."""
+        return key in self._slot_of
+
+    def pin(self, key: Key) -> None:
+        """Holds an expert in its slot."""
         self._pinned.add(key)
-        return True
 
-    def touch(self, key: Key) -> None:
-        """Makes a present expert the most recently used."""
-        self._slot_of.move_to_end(key)
-
-    def claim(self, key: Key) -> bool:
-        """Gives an absent expert a slot, pinned; False while every slot is pinned."""
+    def claim(self, key: Key, keep: Set[Key] = frozenset()) -> bool:
+        """Gives an absent expert a slot, to be filled; False while there is none, other than those
+        of the experts in ``keep``."""
         if self._free:
             slot = self._free.pop()
         else:
-            victim = next((held for held in self._slot_of if held not in self._pinned), None)
+            victim = self._policy.victim(
+                self._pinned | self._filling | (keep & self._slot_of.keys())
+            )
             if victim is None:
                 return False
+            self._policy.remove(victim)
             slot = self._slot_of.pop(victim)
             self.addresses[victim] = 0
+        self._policy.add(key)
         self._slot_of[key] = slot
-        self._pinned.add(key)
+        self._filling.add(key)
         return True
 
     def filled(self, key: Key) -> None:
         """The bytes of a claimed expert have all arrived."""
+        self._filling.discard(key)
         self.addresses[key] = self._bytes.ctypes.data + self._slot_of[key] * self._slot_bytes
 
     def unpin(self, key: Key) -> None:
@@ -59,6 +64,8 @@ class Slots:
     def discard(self, key: Key) -> None:
         """Frees the slot of an expert whose bytes did not arrive."""
         self._pinned.discard(key)
+        self._filling.discard(key)
+        self._policy.remove(key)
         self.addresses[key] = 0
         self._free.append(self._slot_of.pop(key))
 

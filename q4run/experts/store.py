@@ -1,22 +1,30 @@
-"""The experts of a model, brought from disk when the router asks for them."""
+"""The experts of a model, brought from disk when the router asks for them, or before."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Barrier
-from types import TracebackType
+from functools import partial
 
 import numpy as np
 
-from q4run.errors import Error
 from q4run.experts.filling import N_READERS, PIECE_BYTES, Filler, Piece, cut_into_pieces
 from q4run.experts.layout import ExpertLayout
 from q4run.experts.methods import ReadMethod
-from q4run.experts.slots import Key, Slots
+from q4run.experts.policies import DEFAULT_CACHE, POLICIES, Key
+from q4run.experts.readers import Fill, Readers
+from q4run.experts.request import Request
+from q4run.experts.slots import Slots
+from q4run.experts.trace import TraceWriter
+
+# What may be read before it is asked for. Of small experts, enough for a fast disk to be busy while
+# a layer is computed, but no large share of the slots: others are there to be used again.
+_FEW_AHEAD = 4
+_AHEAD_BYTES = 256 << 20
+_SHARE_AHEAD = 0.125
+# Reads that keep the readers busy until the next look at what has arrived.
+_ENOUGH_READS = 2 * N_READERS
 
 
 @dataclass
@@ -24,166 +32,207 @@ class ExpertCounters:
     """What the store has done since it was made.
 
     read_s adds up over the reader threads; wait_s is the time that the computation stood still.
+    Of the misses, read_ahead were on their way, or there, before they were asked for.
     """
 
     hits: int = 0
     misses: int = 0
+    read_ahead: int = 0
     bytes_read: int = 0
     read_s: float = 0.0
     wait_s: float = 0.0
 
 
 class ExpertStore:
-    """Slots, the threads that fill them, and the counters."""
+    """Slots, the threads that fill them, and the counters. For one computing thread."""
 
-    def __init__(self, layout: ExpertLayout, n_slots: int, method: ReadMethod) -> None:
+    def __init__(
+        self,
+        layout: ExpertLayout,
+        n_slots: int,
+        method: ReadMethod,
+        cache: str = DEFAULT_CACHE,
+        trace: TraceWriter | None = None,
+    ) -> None:
+        """cache: the name of the policy that says which expert leaves; trace: hears of every use;
+        both ``method`` and ``trace`` are closed with the store."""
         self.counters = ExpertCounters()
         self.layout = layout
-        n_layer = max(layout.layers, default=-1) + 1
-        self.slots = Slots(n_slots, layout.slot_bytes, n_layer, layout.n_expert)
+        shape = max(layout.layers, default=-1) + 1, layout.n_expert
+        self._policy = POLICIES[cache](*shape)
+        self.slots = Slots(n_slots, layout.slot_bytes, *shape, self._policy)
+        self._trace = trace
+        by_bytes = _AHEAD_BYTES // max(layout.slot_bytes, 1)
+        self._most_ahead = max(_FEW_AHEAD, min(by_bytes, int(_SHARE_AHEAD * n_slots)))
         self._method = method
         self._filler = Filler(layout, method)
-        self._readers = ThreadPoolExecutor(N_READERS, thread_name_prefix="q4run-read")
-        # All threads start now: where the system refuses one, no slot is half filled yet.
-        everyone = Barrier(N_READERS)
-        for ready in [self._readers.submit(everyone.wait) for _ in range(N_READERS)]:
-            ready.result()
-
-    def request(self, layer: int, experts: Sequence[int]) -> Request:
-        """Asks for experts of one layer; the reads of the missing ones leave at once."""
-        return Request(self, layer, experts)
+        self._readers = Readers(N_READERS)
+        self._fills: dict[Key, Fill] = {}
+        self._failed: dict[Key, BaseException] = {}
+        self._expected: deque[Key] = deque()  # likely to be asked for, and still without a slot
+        self._unused: set[Key] = set()  # read ahead, and not asked for so far
 
     def addresses(self, layer: int) -> np.ndarray:
         """Where each expert of a layer is in RAM, 0 where it is not: int64 (n_expert,), which stays
         true as experts come and go. Its matrices are at their ``slot_offset``, interleaved."""
         return self.slots.addresses[layer]
 
-    def count_hits(self, layer: int, experts: Sequence[int]) -> None:
-        """Tells of experts that were used where they were, without a request."""
-        self.counters.hits += len(experts)
-        for expert in experts:
-            self.slots.touch((layer, expert))
+    def request(self, layer: int, experts: Sequence[int]) -> Request:
+        """Asks for experts of one layer; the reads of the missing ones leave at once."""
+        return Request(self, layer, experts)
 
-    def read(self, key: Key, arrived: SimpleQueue[Arrival]) -> int:
-        """Starts to fill a claimed slot; returns how many reads ``arrived`` will hear of."""
+    def expect(self, keys: Iterable[Key]) -> None:
+        """Reads experts that are likely to be asked for, the likeliest or next first: after all
+        that is waited for, and into slots that nothing expected or in use is in."""
+        self._expected = deque(keys)
+        self.read_ahead()
+
+    def expect_layers_after(self, layer: int) -> None:
+        """Expects every expert of the layers after one, as a long prompt wants them."""
+        later = (n for n in self.layout.layers if n > layer)
+        self.expect((n, e) for n in later for e in range(self.layout.layers[n][0].n_expert))
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether there is a slot for every expert of the model."""
+        return self.slots.n_slots >= self.layout.n_experts
+
+    @property
+    def is_short_of_slots(self) -> bool:
+        """Whether more is expected than may be read so far: slots are wanted back soon."""
+        return bool(self._expected)
+
+    def read_ahead(self) -> None:
+        """Goes on with what is expected, as far as there are slots."""
+        self.take_arrived()
+        self._unused = {key for key in self._unused if key in self.slots}
+        while self._expected:
+            key = self._expected[0]
+            if key not in self.slots:
+                if len(self._unused) >= self._most_ahead:
+                    return
+                if not self.slots.claim(key, keep=self._unused):
+                    return
+                self._unused.add(key)
+                self._read(key, urgent=False)
+            self._expected.popleft()
+
+    def forget_expected(self, layer: int, wanted: Collection[Key]) -> None:
+        """A layer has said what it wants: what else was expected of it is not read any more."""
+        self.take_arrived()
+        self._expected = deque(key for key in self._expected if key[0] != layer)
+        for key, fill in list(self._fills.items()):
+            if key[0] == layer and key not in wanted and not fill.urgent:
+                self._cancel(fill)
+
+    def start(self, key: Key) -> bool:
+        """Begins to read an absent expert that is wanted now; False while there is no slot."""
+        while not self.slots.claim(key, keep=self._unused):
+            if any(self._cancel(fill) for fill in reversed(list(self._fills.values()))):
+                continue
+            if not self.slots.claim(key):
+                return False
+            break
+        self._unused.discard(key)
+        self._read(key, urgent=True)
+        return True
+
+    def hurry(self, key: Key) -> bool:
+        """Whether an expert that has a slot is still on its way; if so, it is waited for now."""
+        fill = self._fills.get(key)
+        if fill and not fill.urgent:
+            self._readers.hurry(fill)
+        return fill is not None
+
+    def is_on_its_way(self, key: Key) -> bool:
+        return key in self._fills
+
+    def error_of(self, key: Key) -> BaseException | None:
+        """Why the last attempt to read an expert failed, if it did."""
+        return self._failed.get(key)
+
+    def begin_pass(self, n_tokens: int) -> None:
+        """A batch of tokens goes through all layers from here on."""
+        if self._trace:
+            self._trace.begin_pass(n_tokens)
+
+    def use(self, layer: int, experts: Sequence[int]) -> None:
+        """A layer computes with these experts now: counted, noted, and known to the policy. Told of
+        by every request, and for experts that are used where they are, without one."""
+        self._policy.use(layer, experts)
+        if self._trace:
+            self._trace.layer(layer, experts)
+        for expert in experts:
+            key = (layer, expert)
+            if key not in self.slots:
+                self.counters.misses += 1
+            elif key in self._unused:
+                self._unused.discard(key)
+                self.counters.misses += 1
+                self.counters.read_ahead += 1
+            else:
+                self.counters.hits += 1
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether anything is on its way, asked for or not."""
+        return bool(self._fills)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the readers have enough to do for some time."""
+        return sum(fill.reads_left for fill in self._fills.values()) >= _ENOUGH_READS
+
+    def take_arrived(self) -> None:
+        """Counts the reads that are over."""
+        while not self._readers.arrived.empty():
+            self.take_arrival()
+
+    def take_arrival(self) -> None:
+        """Counts one finished read, which is waited for; its expert may be complete with it."""
+        arrival = self._readers.arrived.get()
+        fill = arrival.fill
+        self.counters.bytes_read += arrival.n_bytes
+        self.counters.read_s += arrival.seconds
+        fill.error = fill.error or arrival.error
+        fill.reads_left -= 1
+        if fill.reads_left:
+            return
+        del self._fills[fill.key]
+        if fill.error:
+            self._failed[fill.key] = fill.error
+            self.slots.discard(fill.key)
+        else:
+            self.slots.filled(fill.key)
+
+    def close(self) -> None:
+        """Ends the readers and lets go of the files."""
+        self._readers.close()
+        self._method.close()
+        if self._trace:
+            self._trace.close()
+
+    def _read(self, key: Key, urgent: bool) -> None:
         layer, expert = key
+        self._failed.pop(key, None)
         slot = self.slots.bytes_of(key)
         matrices = self.layout.layers[layer]
         pieces = [piece for m in matrices for piece in cut_into_pieces(m, expert, slot)]
-        batches = _batches(pieces)
-        for batch in batches:
-            future = self._readers.submit(self._fill_pieces, batch)
-            future.add_done_callback(lambda done: arrived.put((key, done)))
-        return len(batches)
+        reads = [partial(self._fill_pieces, batch) for batch in _batches(pieces)]
+        self._fills[key] = Fill(key, len(reads), urgent)
+        self._readers.submit(self._fills[key], reads)
 
-    def close(self) -> None:
-        self._readers.shutdown(wait=True, cancel_futures=True)
-        self._method.close()
+    def _cancel(self, fill: Fill) -> bool:
+        """Gives up what is read ahead, if none of it has been begun."""
+        if fill.urgent or not self._readers.cancel(fill):
+            return False
+        del self._fills[fill.key]
+        self.slots.discard(fill.key)
+        return True
 
-    def _fill_pieces(self, pieces: list[Piece]) -> tuple[int, float]:
-        """Runs on a reader thread; returns the bytes it read and the seconds it took."""
-        started = time.perf_counter()
-        n_bytes = sum(self._filler.fill(piece) for piece in pieces)
-        return n_bytes, time.perf_counter() - started
-
-
-Arrival = tuple[Key, "Future[tuple[int, float]]"]
-
-
-class Request:
-    """Experts of one layer on their way: a context manager to be iterated once.
-
-    Yields lists of experts: first those in RAM (perhaps none), then the others as they arrive. A
-    list's experts stay where they are until the next list is asked for. Where there are fewer free
-    slots than missing experts, the rest is read as slots are used up, so any number of experts runs
-    through a single slot. Leaving the context waits for reads under way, whatever happened.
-    """
-
-    def __init__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
-        self._store = store
-        self._layer = layer
-        self._arrived: SimpleQueue[Arrival] = SimpleQueue()
-        self._pieces_left: dict[Key, int] = {}
-        self._failed: dict[Key, BaseException] = {}
-        keys = [(layer, expert) for expert in experts]
-        self._held = {key for key in keys if store.slots.pin(key)}
-        self._resident = [key for key in keys if key in self._held]
-        self._missing = [key for key in reversed(keys) if key not in self._held]
-        store.counters.hits += len(self._resident)
-        store.counters.misses += len(self._missing)
-        self._start_reads()
-
-    def __enter__(self) -> Request:
-        return self
-
-    def __iter__(self) -> Iterator[list[int]]:
-        ready = self._resident
-        while True:
-            yield [expert for _, expert in ready]
-            self._release(ready)
-            if not self._pieces_left:
-                break
-            ready = self._await_some()
-        if self._missing:
-            raise RuntimeError("no slot for an expert: another request holds them all")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        unfinished = set(self._pieces_left)
-        while self._pieces_left:
-            self._take_arrival()
-        for key in unfinished | set(self._failed):
-            self._store.slots.discard(key)
-            self._held.discard(key)
-        for key in self._held:
-            self._store.slots.unpin(key)
-
-    def _start_reads(self) -> None:
-        while self._missing and self._store.slots.claim(self._missing[-1]):
-            key = self._missing.pop()
-            self._held.add(key)
-            self._pieces_left[key] = self._store.read(key, self._arrived)
-
-    def _release(self, keys: Sequence[Key]) -> None:
-        for key in keys:
-            self._held.discard(key)
-            self._store.slots.unpin(key)
-        self._start_reads()
-
-    def _await_some(self) -> list[Key]:
-        """Waits until some expert is complete; takes what else has arrived by then."""
-        started = time.perf_counter()
-        complete: list[Key] = []
-        try:
-            while not complete or not self._arrived.empty():
-                key = self._take_arrival()
-                if key in self._failed:
-                    raise Error(f"an expert could not be read: {self._failed[key]}")
-                if key not in self._pieces_left:
-                    self._store.slots.filled(key)
-                    complete.append(key)
-            return complete
-        finally:
-            self._store.counters.wait_s += time.perf_counter() - started
-
-    def _take_arrival(self) -> Key:
-        """Counts one finished read; its expert leaves ``_pieces_left`` with the last of them."""
-        key, done = self._arrived.get()
-        error = done.exception()
-        if error is None:
-            n_bytes, seconds = done.result()
-            self._store.counters.bytes_read += n_bytes
-            self._store.counters.read_s += seconds
-        else:
-            self._failed[key] = error
-        self._pieces_left[key] -= 1
-        if not self._pieces_left[key]:
-            del self._pieces_left[key]
-        return key
+    def _fill_pieces(self, pieces: list[Piece]) -> int:
+        """Runs on a reader thread; returns the bytes it read."""
+        return sum(self._filler.fill(piece) for piece in pieces)
 
 
 def _batches(pieces: list[Piece]) -> list[list[Piece]]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The kernel tests on 64-bit Arm Linux, emulated. On demand: it takes a quarter of an hour.
+# The kernel tests on 64-bit Arm Linux, emulated. On demand: it takes half an hour.
 #
 #   tests/arm/run.sh [FOLDER [PYTEST ARGUMENT...]]
 #

@@ -1,0 +1,152 @@
+"""What ``--io auto`` takes: decided by what fits into memory, else measured and remembered.
+
+A model whose experts all stay in RAM is read through the page cache, and so is one that the cache
+can hold beside the budget: the next reads, or the next start, find it there. A larger one would
+only churn the cache; then both ways to read are tried on the file for a second, and what the disk
+gave is remembered, so that the next start need not ask again.
+"""
+
+import json
+import mmap
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from q4run.errors import Error
+from q4run.experts.filling import N_READERS, PIECE_BYTES
+from q4run.experts.methods import METHODS
+from q4run.kernels.compile import CACHE_FOLDER
+
+AUTO = "auto"
+# What each disk gave: bytes per second by method, by the number of its device.
+_NOTES = CACHE_FOLDER.parents[1] / "disks.json"
+# A map is no choice: page faults of many threads are slow everywhere, and on macOS have ended in
+# kernel panics.
+_CANDIDATES = ("direct", "pread")
+# Buffered reads copy every byte and push others out of the cache, which takes processor time from
+# the computation: they must be this much faster.
+_WORTH_A_COPY = 1.5
+_SECONDS = 1.0
+_ROUNDS = 4  # of all candidates in turn: a disk's speed drifts
+_FEWEST_PIECES = 64  # of a file, or the measurement would be of the disk's own cache
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An I/O method, and why; ``reason`` is empty where it was asked for."""
+
+    method: str
+    reason: str
+
+
+def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes: int) -> Choice:
+    """The I/O method for a model's files.
+
+    name: what was asked for; all_in_ram: whether every expert gets a slot; free_bytes: of memory
+    beside the budget. Raises Error for unknown names.
+    """
+    if name in METHODS:
+        return Choice(name, "")
+    if name != AUTO:
+        raise Error(f"there is no I/O method '{name}'; choose {AUTO}, {', '.join(METHODS)}")
+    n_bytes = sum(path.stat().st_size for path in paths)
+    if all_in_ram:
+        return Choice("pread", "every expert stays in RAM and is read once")
+    if n_bytes <= free_bytes:
+        return Choice("pread", "the page cache can hold the whole file")
+    if n_bytes < _FEWEST_PIECES * PIECE_BYTES:
+        return Choice("direct", "the page cache cannot hold the file")
+    speeds = _remembered(paths[0])
+    when = "as measured before"
+    if speeds is None:
+        try:
+            speeds, when = measure(paths), "measured just now"
+        except (OSError, EOFError) as error:
+            raise Error(f"the model cannot be read: {error}") from error
+        _remember(paths[0], speeds)
+    best = "pread" if speeds["pread"] > _WORTH_A_COPY * speeds["direct"] else "direct"
+    figures = ", ".join(f"{name} {speeds[name] / 1e9:.1f} GB/s" for name in _CANDIDATES)
+    return Choice(best, f"{figures} from this disk, {when}")
+
+
+def measure(paths: Sequence[Path], seconds: float = _SECONDS) -> dict[str, float]:
+    """Bytes per second that each candidate reads from the largest file, past what is cached."""
+    path = max(paths, key=lambda path: path.stat().st_size)
+    offsets = list(range(0, path.stat().st_size - PIECE_BYTES + 1, PIECE_BYTES))
+    random.Random(0).shuffle(offsets)
+    slices = len(_CANDIDATES) * _ROUNDS
+    done, taken = dict.fromkeys(_CANDIDATES, 0), dict.fromkeys(_CANDIDATES, 0.0)
+    for turn in range(slices):
+        name = _CANDIDATES[turn % len(_CANDIDATES)]
+        started = time.perf_counter()
+        done[name] += _read_for(seconds / slices, name, path, offsets[turn::slices])
+        taken[name] += time.perf_counter() - started
+    return {name: done[name] / taken[name] for name in _CANDIDATES}
+
+
+def _read_for(seconds: float, name: str, path: Path, offsets: Sequence[int]) -> int:
+    """Reads pieces with as many threads as a model has; returns how many bytes came in time."""
+    method = METHODS[name]([path])
+    left = iter(offsets)
+    end = time.perf_counter() + seconds
+
+    def read() -> int:
+        n_bytes = 0
+        with mmap.mmap(-1, PIECE_BYTES) as buffer, memoryview(buffer) as target:
+            for offset in left:
+                _drop_cached(path, offset)
+                method.read(path, offset, target)
+                n_bytes += PIECE_BYTES
+                if time.perf_counter() >= end:
+                    break
+        return n_bytes
+
+    try:
+        with ThreadPoolExecutor(N_READERS) as readers:
+            return sum(readers.map(lambda _: read(), range(N_READERS)))
+    finally:
+        method.close()
+
+
+def _drop_cached(path: Path, offset: int) -> None:
+    """Lets go of a piece's cached pages, where the system lets one: the disk is to be measured."""
+    if hasattr(os, "posix_fadvise"):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, offset, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(file)
+
+
+def _device(path: Path) -> str:
+    return f"{path.stat().st_dev:x}"
+
+
+def _remembered(path: Path) -> dict[str, float] | None:
+    """What was measured on the disk that ``path`` is on; None where nothing usable is known."""
+    try:
+        speeds = json.loads(_NOTES.read_text())[_device(path)]
+        return {name: float(speeds[name]) for name in _CANDIDATES}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(path: Path, speeds: dict[str, float]) -> None:
+    """Notes what was measured; where that cannot be written, the next start measures again."""
+    try:
+        known = json.loads(_NOTES.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if not isinstance(known, dict):
+        known = {}
+    known[_device(path)] = {name: round(speed) for name, speed in speeds.items()}
+    part = _NOTES.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(known))
+        part.replace(_NOTES)

@@ -1,0 +1,154 @@
+"""What ``--io auto`` takes, and what it remembers of a disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from q4run.errors import Error
+from q4run.experts import choosing
+from q4run.experts.choosing import Choice, choose_method, measure
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch) -> Path:
+    """A file of 64 pieces of 4 kB, and notes that are this test's own."""
+    monkeypatch.setattr(choosing, "PIECE_BYTES", 4096)
+    monkeypatch.setattr(choosing, "_NOTES", tmp_path / "cache" / "disks.json")
+    path = tmp_path / "model.gguf"
+    path.write_bytes(np.random.default_rng(0).bytes(64 * 4096))
+    return path
+
+
+@pytest.fixture
+def speeds(monkeypatch):
+    """What a measurement gives; and how often one was made."""
+    made = {"direct": 2e9, "pread": 1e9}
+    calls = []
+
+    def measured(paths):
+        calls.append(paths)
+        return dict(made)
+
+    monkeypatch.setattr(choosing, "measure", measured)
+    return made, calls
+
+
+def test_what_is_asked_for_is_taken(model, speeds):
+    for name in ("pread", "direct", "mmap"):
+        assert choose_method(name, [model], False, 0) == Choice(name, "")
+    assert not speeds[1]
+
+
+def test_an_unknown_method_is_an_error(model):
+    with pytest.raises(Error, match="no I/O method 'floppy'; choose auto, pread, direct, mmap"):
+        choose_method("floppy", [model], False, 0)
+
+
+def test_what_fits_into_memory_is_read_through_the_page_cache(model, speeds):
+    size = model.stat().st_size
+    assert choose_method("auto", [model], True, 0).method == "pread"
+    assert choose_method("auto", [model], False, size).method == "pread"
+    assert choose_method("auto", [model, model], False, 2 * size).method == "pread"
+    assert not speeds[1]
+    assert choose_method("auto", [model], False, size - 1).method == "direct"
+    assert speeds[1]
+
+
+def test_a_little_more_speed_is_not_worth_a_copy(model, speeds):
+    made, _ = speeds
+    made |= {"direct": 1e9, "pread": 1.4e9}
+    assert choose_method("auto", [model], False, 0).method == "direct"
+
+
+@pytest.mark.parametrize("faster", ["direct", "pread"])
+def test_what_does_not_fit_is_read_in_the_faster_way(model, speeds, faster):
+    made, calls = speeds
+    made |= {"direct": 1.6e9, "pread": 1e9, faster: 2.5e9}
+    choice = choose_method("auto", [model], False, 0)
+    assert choice.method == faster
+    assert f"{faster} 2.5 GB/s" in choice.reason
+    assert "measured just now" in choice.reason
+    again = choose_method("auto", [model], False, 0)
+    assert again.method == faster
+    assert "measured before" in again.reason
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "notes",
+    ["", "{", "[]", "3", '{"0": {}}', '{"DEVICE": 7}', '{"DEVICE": {"direct": 1e9}}',
+     '{"DEVICE": {"direct": "fast", "pread": 1}}', '{"DEVICE": {"direct": [], "pread": {}}}'],
+)  # fmt: skip
+def test_notes_that_are_broken_are_made_anew(model, speeds, notes):
+    device = f"{model.stat().st_dev:x}"
+    choosing._NOTES.parent.mkdir()
+    choosing._NOTES.write_text(notes.replace("DEVICE", device))
+    choose_method("auto", [model], False, 0)
+    assert len(speeds[1]) == 1
+    known = json.loads(choosing._NOTES.read_text())
+    assert known[device] == {"direct": 2e9, "pread": 1e9}
+    assert ("0" in known) == notes.startswith('{"0"')  # what is known of other disks stays
+
+
+def test_where_nothing_can_be_noted_each_start_measures(model, speeds, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(choosing, "_NOTES", tmp_path / "file" / "disks.json")
+    for _ in range(2):
+        assert choose_method("auto", [model], False, 0).method == "direct"
+    assert len(speeds[1]) == 2
+
+
+def test_a_small_file_is_not_measured(model, speeds):
+    with model.open("r+b") as file:
+        file.truncate(64 * 4096 - 1)
+    assert choose_method("auto", [model], False, 0).method == "direct"
+    assert not speeds[1]
+
+
+def test_measuring_reads_the_largest_file(model, tmp_path, monkeypatch):
+    small = tmp_path / "small"
+    small.write_bytes(b"x" * 4096)
+    read = []
+
+    class Noting:
+        def __init__(self, paths):
+            pass
+
+        def read(self, path, offset, target):
+            assert len(target) == 4096
+            read.append((path, offset))
+
+        def close(self):
+            read.append("closed")
+
+    monkeypatch.setattr(choosing, "METHODS", {"direct": Noting, "pread": Noting})
+    speeds = measure([small, model], seconds=60)
+    assert set(speeds) == {"direct", "pread"}
+    assert all(speed > 0 for speed in speeds.values())
+    # Every piece once, and by one method only: what is read twice comes from some cache.
+    pieces = [entry for entry in read if entry != "closed"]
+    assert sorted(pieces) == [(model, 4096 * i) for i in range(64)]
+    assert read.count("closed") == 8
+
+
+def test_measuring_a_real_file_takes_the_time_it_is_given(model):
+    speeds = measure([model], seconds=0.01)
+    assert all(speed > 0 for speed in speeds.values())
+
+
+def test_a_file_that_shrinks_meanwhile_is_an_error(model, monkeypatch):
+    class Shrunk:
+        def __init__(self, paths):
+            pass
+
+        def read(self, path, offset, target):
+            raise EOFError(f"{path}: the file became shorter while it was in use")
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(choosing, "METHODS", {"direct": Shrunk, "pread": Shrunk})
+    with pytest.raises(Error, match=r"cannot be read: .*shorter"):
+        choose_method("auto", [model], False, 0)
