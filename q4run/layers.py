@@ -227,9 +227,9 @@ class MixtureOfExperts:
         moe, routing = self._moe, self._routing
         place_of = {expert: place for place, expert in enumerate(chosen)}
         shared = self._shared
+        if in_wave:
+            self._store.expect_layers_after(self._i)
         with self._store.request(self._i, chosen) as request:
-            if in_wave:
-                self._store.expect_layers_after(self._i)
             # The reads are under way: what is in RAM is computed meanwhile.
             for ready in request:
                 places = np.array([place_of[expert] for expert in ready], np.int64)

@@ -16,7 +16,7 @@ from q4run import budget as budget_module
 from q4run.bench.synthetic import Geometry, write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, MemoryPlan, plan_memory
 from q4run.errors import BudgetError
-from q4run.experts.filling import buffer_bytes
+from q4run.experts.filling import N_READERS, buffer_bytes
 from q4run.experts.layout import ExpertLayout, read_layout
 from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
@@ -210,7 +210,7 @@ def test_a_little_more_than_the_least_buys_batches(model, machine):
     assert 8 <= plan.n_batch <= 64
     if model.layout.n_experts:
         assert plan.n_slots == 2
-    assert plan.scratch >= 8 * buffer_bytes(model.layout) + 16 * N_VOCAB
+    assert plan.scratch >= N_READERS * buffer_bytes(model.layout) + 16 * N_VOCAB
 
 
 def test_a_longer_context_takes_room_from_the_slots(model, machine):

@@ -255,8 +255,8 @@ def test_a_wave_reads_every_expert_once(experts, open_store, n_slots):
     """As a long prompt does: all of a layer, while the next layers are on their way."""
     method, store = open_store(n_slots)
     for layer, n_expert in ((0, 6), (2, 6), (3, 3)):
+        store.expect_layers_after(layer)
         with store.request(layer, list(range(n_expert))) as request:
-            store.expect_layers_after(layer)
             got = []
             for ready in request:
                 for expert in ready:

@@ -88,9 +88,11 @@ class ExpertStore:
         self.read_ahead()
 
     def expect_layers_after(self, layer: int) -> None:
-        """Expects every expert of the layers after one, as a long prompt wants them."""
-        later = (n for n in self.layout.layers if n > layer)
-        self.expect((n, e) for n in later for e in range(self.layout.layers[n][0].n_expert))
+        """Expects every expert of the layers after one, as a long prompt wants them. They are read
+        once a request has slots for all that it misses."""
+        later = [n for n in self.layout.layers if n > layer]
+        keys = ((n, e) for n in later for e in range(self.layout.layers[n][0].n_expert))
+        self._expected = deque(keys)
 
     @property
     def holds_all(self) -> bool:
