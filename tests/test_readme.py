@@ -20,11 +20,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def q4run_commands() -> list[list[str]]:
-    """The arguments of every ``q4run`` in a block of commands, in order."""
+def commands() -> list[list[str]]:
+    """Python's arguments for every command of q4run's in a block of commands, in order."""
     lines = "\n".join(blocks("bash")).replace("&&\n", "\n").splitlines()
     words = [shlex.split(line) for line in lines]
-    return [line[1:] for line in words if line and line[0].endswith("q4run")]
+    return [
+        ["-m", "q4run", *line[1:]] if line[0].endswith("q4run") else line[1:]
+        for line in words
+        if line and (line[0].endswith("q4run") or line[:2] == ["python", "-m"])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "q4run", *arguments],
+        [sys.executable, *arguments],
         cwd=folder,
         input="hello\n",
         capture_output=True,
@@ -47,9 +51,9 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_work_in_their_order(folder):
-    commands = q4run_commands()
-    assert len(commands) >= 7
-    for arguments in commands:
+    assert len(commands()) >= 9
+    assert any("q4run.bench.cache" in arguments for arguments in commands())
+    for arguments in commands():
         done = run(arguments, folder)
         assert done.returncode == 0, (arguments, done.stderr)
 
@@ -57,7 +61,7 @@ def test_the_commands_work_in_their_order(folder):
 def test_the_python_example_works(folder):
     (example,) = blocks("python")
     if not (folder / "model.gguf").exists():
-        convert = ["convert", CHECKPOINT, "model.gguf", "--type", "q8_0"]
+        convert = ["-m", "q4run", "convert", CHECKPOINT, "model.gguf", "--type", "q8_0"]
         assert run(convert, folder).returncode == 0
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False
