@@ -48,21 +48,26 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     model = load(request)
     load_s = time.perf_counter() - started
-    prompt_s, decode_s = run(model, prompt, continuation)
+    prompt_s, decode_s, read = run(model, prompt, continuation)
     first_token_s = prompt_s
     if request["warm_up"]:
-        prompt_s, decode_s = run(model, prompt, continuation)
+        prompt_s, decode_s, read = run(model, prompt, continuation)
     return {
         "model": request["model"],
         "threads": request["threads"],
         "io": "mmap",
         "ram_budget": None,
-        "prefill": {"tokens": len(prompt), "tok_s": len(prompt) / prompt_s},
+        "prefill": {
+            "tokens": len(prompt),
+            "tok_s": len(prompt) / prompt_s,
+            "disk_bytes": read[0],
+        },
         "decode": {
             "tokens": len(continuation),
             "tok_s": len(continuation) / decode_s,
             "bytes_per_token": None,
             "read_limit_ratio": None,
+            "disk_bytes": read[1],
         },
         "load_s": load_s,
         "first_token_s": first_token_s,
@@ -71,16 +76,35 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(model: Any, prompt: list[int], continuation: list[int]) -> tuple[float, float]:
-    """Seconds that the prompt took, and that decoding took."""
+def run(
+    model: Any, prompt: list[int], continuation: list[int]
+) -> tuple[float, float, tuple[int | None, int | None]]:
+    """Seconds that the prompt and decoding took, and the bytes that came from disk in each."""
     model.reset()
+    read = [disk_bytes()]
     started = time.perf_counter()
     model.eval(prompt)
     prompt_s = time.perf_counter() - started
+    read.append(disk_bytes())
     started = time.perf_counter()
     for token in continuation:
         model.eval([token])
-    return prompt_s, time.perf_counter() - started
+    decode_s = time.perf_counter() - started
+    read.append(disk_bytes())
+    return prompt_s, decode_s, (difference(*read[:2]), difference(*read[1:]))
+
+
+def disk_bytes() -> int | None:
+    """What Linux has fetched from disk for this process, page faults included; else None."""
+    try:
+        with open("/proc/self/io") as counters:
+            return int(counters.read().partition("\nread_bytes:")[2].split()[0])
+    except (OSError, IndexError):
+        return None
+
+
+def difference(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
 
 
 def peak_rss() -> int:

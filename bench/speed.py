@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import q4run
 from q4run.bench.figures import Figures
+from q4run.bench.llama_cpp_speed import difference, disk_bytes
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
 from q4run.summary import EXPERTS, summarize
@@ -45,19 +46,24 @@ def measure(
     first_token_s = _run(model, prompt, continuation)[0] if warm_up else None
     measured = []
     for _ in range(runs):
-        prompt_s, decode_s, stats = _run(model, prompt, continuation)
+        prompt_s, decode_s, stats, read = _run(model, prompt, continuation)
         first_token_s = first_token_s or prompt_s
         figures: Figures = {
             "model": str(model.path),
             "threads": model.threads,
             "io": model.io,
             "ram_budget": model.plan.budget,
-            "prefill": {"tokens": len(prompt), "tok_s": len(prompt) / prompt_s},
+            "prefill": {
+                "tokens": len(prompt),
+                "tok_s": len(prompt) / prompt_s,
+                "disk_bytes": read[0],
+            },
             "decode": {
                 "tokens": len(continuation),
                 "tok_s": len(continuation) / decode_s,
                 "bytes_per_token": n_bytes,
                 "read_limit_ratio": None,
+                "disk_bytes": read[1],
             },
             "load_s": model.load_s,
             "first_token_s": first_token_s,
@@ -75,17 +81,21 @@ def measure(
 
 def _run(
     model: Model, prompt: Sequence[int], continuation: Sequence[int]
-) -> tuple[float, float, Stats]:
-    """Seconds that the prompt took and that decoding took, and what the model did in the latter."""
+) -> tuple[float, float, Stats, tuple[int | None, int | None]]:
+    """Seconds that the prompt and decoding took, what the model did in the latter, and the bytes
+    that came from disk in each."""
     model.session.clear()
+    read_before = disk_bytes()
     started = time.perf_counter()
     model.session.feed(prompt)
     prompt_s = time.perf_counter() - started
-    before = model.stats
+    before, read_between = model.stats, disk_bytes()
     started = time.perf_counter()
     for token in continuation:
         model.session.step(token)
-    return prompt_s, time.perf_counter() - started, model.stats - before
+    decode_s = time.perf_counter() - started
+    read = difference(read_before, read_between), difference(read_between, disk_bytes())
+    return prompt_s, decode_s, model.stats - before, read
 
 
 def weight_bytes_per_token(path: Path) -> int | None:

@@ -20,17 +20,20 @@ from q4run.bench.geometries import Geometry
 from q4run.bench.synthetic import write_model
 from q4run.budget import INTERPRETER_ALLOWANCE
 
+# Linux counts for each process what it fetches from disk.
+DISK_BYTES = int if Path("/proc/self/io").exists() else type(None)
 KEYS = {
     "model": str,
     "threads": int,
     "io": str,
     "ram_budget": int,
-    "prefill": {"tokens": int, "tok_s": float},
+    "prefill": {"tokens": int, "tok_s": float, "disk_bytes": DISK_BYTES},
     "decode": {
         "tokens": int,
         "tok_s": float,
         "bytes_per_token": int,
         "read_limit_ratio": float,
+        "disk_bytes": DISK_BYTES,
     },
     "load_s": float,
     "first_token_s": float,
@@ -109,6 +112,7 @@ def test_the_table_has_every_figure(model, known_read_limit):
         r"first prompt, s +[\d.]+",
         r"peak memory +\d.* MB",
         r"memory gives 20\.0 GB/s to 1 thread",
+        *([r"from disk, all of it +\d", r"from disk per token +\d"] if DISK_BYTES is int else []),
     ):
         assert re.search(row, result.stdout), row
     assert "ratio" not in result.stdout
@@ -206,9 +210,9 @@ FAKE_PEER = """
     print("chatter on standard output")
     print(json.dumps(dict(
         model=request["model"], threads=request["threads"], io="mmap", ram_budget=None,
-        prefill=dict(tokens=len(request["prompt"]), tok_s=200.0),
+        prefill=dict(tokens=len(request["prompt"]), tok_s=200.0, disk_bytes={disk_bytes}),
         decode=dict(tokens=len(request["continuation"]), tok_s=50.0, bytes_per_token=None,
-                    read_limit_ratio=None),
+                    read_limit_ratio=None, disk_bytes={disk_bytes}),
         load_s=1.5, first_token_s=0.5, peak_rss=10**9,
         experts=dict(hit_rate=None, bytes_read=None, read_gb_s=None, wait_s=None))))
 """
@@ -220,7 +224,10 @@ def peer(tmp_path):
 
     def make(*, able: bool = True, fails: bool = False) -> tuple[Path, Path]:
         path, log = tmp_path / "peer", tmp_path / "log"
-        source = FAKE_PEER.format(python=sys.executable, able=able, fails=fails, log=str(log))
+        disk_bytes = 10**6 if DISK_BYTES is int else None
+        source = FAKE_PEER.format(
+            python=sys.executable, able=able, fails=fails, log=str(log), disk_bytes=disk_bytes
+        )
         path.write_text(textwrap.dedent(source).lstrip())
         path.chmod(0o755)
         return path, log

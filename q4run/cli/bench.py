@@ -221,13 +221,19 @@ def _rows(first: Figures) -> list[_Row]:
         n_bytes = run["experts"]["bytes_read"]
         return None if n_bytes is None else n_bytes / n_decode
 
+    def from_disk_per_token(run: Figures) -> float | None:
+        n_bytes = run["decode"]["disk_bytes"]
+        return None if n_bytes is None else n_bytes / n_decode
+
     return [
         (f"prompt of {n_prompt}, tokens/s", lambda r: r["prefill"]["tok_s"], _number, "prefill"),
+        ("  from disk, all of it", lambda r: r["prefill"]["disk_bytes"], format_size, None),
         (f"decoding {n_decode}, tokens/s", lambda r: r["decode"]["tok_s"], _number, "decode"),
         ("  of memory's read limit", lambda r: r["decode"]["read_limit_ratio"], _percent, None),
         ("  weights per token", lambda r: r["decode"]["bytes_per_token"], format_size, None),
         ("  experts found in RAM", lambda r: r["experts"]["hit_rate"], _percent, None),
         ("  read per token", read_per_token, format_size, None),
+        ("  from disk per token", from_disk_per_token, format_size, None),
         ("  waited for reads, s", lambda r: r["experts"]["wait_s"], _number, None),
         ("loading, s", lambda r: r["load_s"], _number, None),
         ("first prompt, s", lambda r: r["first_token_s"], _number, None),
