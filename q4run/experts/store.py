@@ -18,12 +18,13 @@ from q4run.experts.request import Request
 from q4run.experts.slots import Slots
 from q4run.experts.trace import TraceWriter
 
-# What may be read before it is asked for. Of small experts, enough for a fast disk to be busy while
-# a layer is computed, but no large share of the slots: others are there to be used again.
+# How many experts may be read before they are asked for: these, twice as many where there are slots
+# enough, and of small ones as many as keep a fast disk busy while a layer is computed. The other
+# slots hold what is used again.
 _FEW_AHEAD = 4
 _AHEAD_BYTES = 256 << 20
-_SHARE_AHEAD = 0.125
-# Reads that keep the readers busy until the next look at what has arrived.
+# What keeps the readers busy until the next look at what has arrived.
+_ENOUGH_EXPERTS = 4
 _ENOUGH_READS = 2 * N_READERS
 
 
@@ -63,7 +64,8 @@ class ExpertStore:
         self.slots = Slots(n_slots, layout.slot_bytes, *shape, self._policy)
         self._trace = trace
         by_bytes = _AHEAD_BYTES // max(layout.slot_bytes, 1)
-        self._most_ahead = max(_FEW_AHEAD, min(by_bytes, int(_SHARE_AHEAD * n_slots)))
+        enough = max(2 * _FEW_AHEAD, min(by_bytes, n_slots // 8))
+        self._most_ahead = max(_FEW_AHEAD, min(enough, n_slots // 3))
         self._method = method
         self._filler = Filler(layout, method)
         self._readers = Readers(N_READERS)
@@ -183,7 +185,8 @@ class ExpertStore:
     @property
     def is_busy(self) -> bool:
         """Whether the readers have enough to do for some time."""
-        return sum(fill.reads_left for fill in self._fills.values()) >= _ENOUGH_READS
+        n_reads = sum(fill.reads_left for fill in self._fills.values())
+        return len(self._fills) >= _ENOUGH_EXPERTS and n_reads >= _ENOUGH_READS
 
     def take_arrived(self) -> None:
         """Counts the reads that are over."""
