@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from q4run.kernels.activations import GROUP
+from q4run.kernels.activations import GROUP, Int8Activations
 from q4run.kernels.attention_layer import AttentionBuffers
 from q4run.kernels.experts import ExpertBuffers, Routing
+from q4run.kernels.formats import Format
+from q4run.kernels.products import input_record
 from q4run.models.config import LayerConfig, ModelConfig, MoeConfig
 
 _ALIGNMENT = 64
@@ -125,3 +127,17 @@ def _carve(
         first_row=arena.take(n_expert + 1, np.int64),
     )
     return attention, experts, routing
+
+
+def flat_input(x: np.ndarray, int8: Int8Buffers, begin: int = 0) -> np.void:
+    """The ``INPUT`` of flat buffers from value ``begin`` on, a whole group; each pass tells how
+    many tokens there are."""
+    q, scales, sums = int8
+    group = begin // GROUP
+    rest = Int8Activations(q[begin:], scales[group:], sums[2 * group :]) if len(q) else None
+    return input_record(x[begin:], rest)
+
+
+def if_useful(int8: Int8Buffers, *formats: Format) -> Int8Buffers:
+    """The buffers, or none where no format takes its activations in int8."""
+    return int8 if any(fmt.int8_activations for fmt in formats) else NO_INT8

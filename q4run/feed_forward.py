@@ -1,0 +1,73 @@
+"""The feed-forward of a layer without experts, and the records that describe any feed-forward."""
+
+import numpy as np
+
+from q4run.experts.layout import ExpertMatrix
+from q4run.kernels.dense_layer import dense_layer
+from q4run.kernels.feed_forward import FEED_FORWARD
+from q4run.kernels.threads.pool import Pool
+from q4run.models.config import ModelConfig
+from q4run.weights import Matrix, WeightReader
+from q4run.workspace import Int8Buffers, Workspace, flat_input, if_useful
+
+Matrices = tuple[Matrix, Matrix, Matrix]
+ExpertMatrices = tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix]
+
+
+class DenseFeedForward:
+    """The feed-forward of a layer without experts."""
+
+    def __init__(
+        self, weights: WeightReader, i: int, config: ModelConfig, n_ff: int, w: Workspace
+    ) -> None:
+        self._matrices = load_feed_forward(weights, i, "", config.n_embd, n_ff)
+        gate, up, _ = self._matrices
+        self._buffers = w.experts._replace(
+            normed_int8=if_useful(w.experts.normed_int8, gate.fmt, up.fmt)
+        )
+        self._job = np.zeros(1, FEED_FORWARD)
+        self._job[0] = resident_job(self._matrices, w)
+        self._norm = weights.vector(f"blk.{i}.ffn_norm.weight", config.n_embd)
+        self._eps = np.float32(config.rms_norm_eps)
+
+    def __call__(self, pool: Pool, x: np.ndarray) -> None:
+        """Adds the feed-forward to the stream x, float32 (n_tokens, n_embd)."""
+        dense_layer(pool, x, self._norm, self._eps, self._job, self._buffers)
+
+
+def load_feed_forward(
+    weights: WeightReader, i: int, suffix: str, n_embd: int, n_ff: int
+) -> Matrices:
+    """Gate, up and down that stay in RAM: suffix "" of the dense one, "_shexp" of the shared."""
+    return (
+        weights.matrix(f"blk.{i}.ffn_gate{suffix}.weight", n_ff, n_embd),
+        weights.matrix(f"blk.{i}.ffn_up{suffix}.weight", n_ff, n_embd),
+        weights.matrix(f"blk.{i}.ffn_down{suffix}.weight", n_embd, n_ff),
+    )
+
+
+def resident_job(matrices: Matrices, w: Workspace, hidden_begin: int = 0) -> np.void:
+    """The ``FEED_FORWARD`` of all tokens, which stays in RAM."""
+    source, source_int8 = w.experts.normed, w.experts.normed_int8
+    return feed_forward_job(matrices, source, source_int8, w.experts.update, w, hidden_begin)
+
+
+def feed_forward_job(
+    matrices: Matrices | ExpertMatrices,
+    source: np.ndarray,
+    source_int8: Int8Buffers,
+    out: np.ndarray,
+    w: Workspace,
+    hidden_begin: int = 0,
+) -> np.void:
+    """The ``FEED_FORWARD`` from ``source`` to ``out``; its hidden values begin at
+    ``hidden_begin``."""
+    gate, up, down = matrices
+    job = np.zeros(1, FEED_FORWARD)[0]
+    job["gate"], job["up"], job["down"] = gate.record, up.record, down.record
+    job["input"] = flat_input(source, if_useful(source_int8, gate.fmt, up.fmt))
+    hidden_int8 = if_useful(w.experts.hidden_int8, down.fmt)
+    job["hidden"] = flat_input(w.experts.hidden, hidden_int8, hidden_begin)
+    job["up_out"] = w.experts.up[hidden_begin:].ctypes.data
+    job["out"] = out.ctypes.data
+    return job

@@ -1,0 +1,112 @@
+"""The feed-forward of a layer with experts: the router, the shared expert and the chosen ones."""
+
+import numpy as np
+
+from q4run.experts.store import ExpertStore
+from q4run.feed_forward import feed_forward_job, load_feed_forward, resident_job
+from q4run.kernels.experts import combine, moe_layer, route, run_experts
+from q4run.kernels.feed_forward import FEED_FORWARD
+from q4run.kernels.products import PRODUCT
+from q4run.kernels.threads.pool import Pool
+from q4run.models.config import Gating, ModelConfig, MoeConfig
+from q4run.weights import WeightReader
+from q4run.workspace import Workspace, flat_input, if_useful, shared_begin
+
+# The share of a layer's experts that may be read ahead in vain.
+_FEW = 0.05
+
+
+class MixtureOfExperts:
+    """Routed experts from the store and, where the model has one, a shared expert beside them."""
+
+    def __init__(
+        self,
+        weights: WeightReader,
+        i: int,
+        config: ModelConfig,
+        moe: MoeConfig,
+        store: ExpertStore,
+        w: Workspace,
+    ) -> None:
+        n_embd = config.n_embd
+        self._i = i
+        self._moe = moe
+        self._softmax = moe.gating is Gating.SOFTMAX
+        self._store = store
+        self._addresses = store.addresses(i)
+        self._router = weights.matrix(f"blk.{i}.ffn_gate_inp.weight", moe.n_expert, n_embd)
+        self._shared = np.zeros(1 if moe.n_ff_shared else 0, FEED_FORWARD)
+        formats = [self._router.fmt]
+        if moe.n_ff_shared:
+            begin = shared_begin(moe, w.n_batch)
+            self._shared_matrices = load_feed_forward(weights, i, "_shexp", n_embd, moe.n_ff_shared)
+            self._shared[0] = resident_job(self._shared_matrices, w, begin)
+            formats += [matrix.fmt for matrix in self._shared_matrices[:2]]
+        experts = store.layout.layers[i]
+        # Of an expert whose rows and address are still to be told.
+        self._template = np.zeros(1, FEED_FORWARD)
+        self._template[0] = feed_forward_job(
+            experts, w.experts.input, w.experts.input_int8, w.experts.output, w
+        )
+        self._buffers = w.experts._replace(
+            normed_int8=if_useful(w.experts.normed_int8, *formats),
+            input_int8=if_useful(w.experts.input_int8, *(m.fmt for m in experts[:2])),
+        )
+        self._router_product = np.zeros(1, PRODUCT)
+        self._router_product[0]["matrix"] = self._router.record
+        self._router_product[0]["input"] = flat_input(w.experts.normed, w.experts.normed_int8)
+        self._router_product[0]["out"] = w.routing.logits.ctypes.data
+        self._routing = w.routing
+        self._jobs = np.zeros(moe.n_expert + 1, FEED_FORWARD)
+        self._norm = weights.vector(f"blk.{i}.ffn_norm.weight", n_embd)
+        self._eps = np.float32(config.rms_norm_eps)
+
+    def __call__(self, pool: Pool, x: np.ndarray) -> None:
+        """Adds the experts to the stream x, float32 (n_tokens, n_embd).
+
+        Experts run in the order in which they reach RAM; their outputs are kept apart and added
+        in the router's order, so that the sum does not depend on what was in RAM.
+        """
+        moe, routing = self._moe, self._routing
+        arguments = (
+            pool, x, self._norm, self._eps, self._router_product, moe.n_expert, moe.n_expert_used,
+            self._softmax,
+        )  # fmt: skip
+        in_wave = self._wants_nearly_all(len(x)) and not self._store.holds_all
+        if in_wave:
+            n_experts, is_done = route(*arguments, routing, self._buffers), False
+        else:
+            n_experts, is_done = moe_layer(
+                *arguments, self._template, self._shared, self._addresses, self._jobs, routing,
+                self._buffers,
+            )  # fmt: skip
+        chosen = routing.experts[:n_experts].tolist()
+        if is_done:
+            self._store.use(self._i, chosen)
+        else:
+            self._run_as_they_arrive(pool, x, chosen, in_wave)
+
+    def _wants_nearly_all(self, n_tokens: int) -> bool:
+        """Whether a batch is so long that few experts, if any, will not be chosen."""
+        n_choices = n_tokens * self._moe.n_expert_used
+        return (1 - 1 / self._moe.n_expert) ** n_choices < _FEW
+
+    def _run_as_they_arrive(
+        self, pool: Pool, x: np.ndarray, chosen: list[int], in_wave: bool
+    ) -> None:
+        moe, routing = self._moe, self._routing
+        place_of = {expert: place for place, expert in enumerate(chosen)}
+        shared = self._shared
+        if in_wave:
+            self._store.expect_layers_after(self._i)
+        with self._store.request(self._i, chosen) as request:
+            # The reads are under way: what is in RAM is computed meanwhile.
+            for ready in request:
+                places = np.array([place_of[expert] for expert in ready], np.int64)
+                run_experts(
+                    pool, len(x), self._template, shared, places, self._addresses, routing,
+                    self._jobs,
+                )  # fmt: skip
+                shared = self._shared[:0]
+        has_shared = len(self._shared) > 0
+        combine(pool, x, moe.n_expert_used, self._softmax, has_shared, routing, self._buffers)
