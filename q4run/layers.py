@@ -131,7 +131,7 @@ class Layer:
         workspace: Workspace,
     ) -> None:
         self._attention = Attention(weights, i, config, layer.attention, workspace)
-        self._feed_forward = (
+        self.feed_forward = (
             MixtureOfExperts(weights, i, config, layer.moe, store, workspace)
             if layer.moe
             else DenseFeedForward(weights, i, config, layer.n_ff, workspace)
@@ -140,7 +140,7 @@ class Layer:
     def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> None:
         """Adds the layer's work to the stream x, float32 (n_tokens, n_embd), in place."""
         self._attention(pool, x, cache, rotation)
-        self._feed_forward(pool, x)
+        self.feed_forward(pool, x)
 
 
 class Head:

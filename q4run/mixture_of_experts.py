@@ -1,7 +1,10 @@
 """The feed-forward of a layer with experts: the router, the shared expert and the chosen ones."""
 
+from typing import Any
+
 import numpy as np
 
+from q4run.experts.policies import Key
 from q4run.experts.store import ExpertStore
 from q4run.feed_forward import feed_forward_job, load_feed_forward, resident_job
 from q4run.kernels.experts import combine, moe_layer, route, run_experts
@@ -60,6 +63,7 @@ class MixtureOfExperts:
         self._jobs = np.zeros(moe.n_expert + 1, FEED_FORWARD)
         self._norm = weights.vector(f"blk.{i}.ffn_norm.weight", n_embd)
         self._eps = np.float32(config.rms_norm_eps)
+        self.next: MixtureOfExperts | None = None  # of the next layer that has experts
 
     def __call__(self, pool: Pool, x: np.ndarray) -> None:
         """Adds the experts to the stream x, float32 (n_tokens, n_embd).
@@ -67,13 +71,16 @@ class MixtureOfExperts:
         Experts run in the order in which they reach RAM; their outputs are kept apart and added
         in the router's order, so that the sum does not depend on what was in RAM.
         """
-        moe, routing = self._moe, self._routing
-        arguments = (
-            pool, x, self._norm, self._eps, self._router_product, moe.n_expert, moe.n_expert_used,
-            self._softmax,
-        )  # fmt: skip
-        in_wave = self._wants_nearly_all(len(x)) and not self._store.holds_all
-        if in_wave:
+        store, routing = self._store, self._routing
+        reads_ahead = not store.holds_all
+        if reads_ahead and self._wants_nearly_all(len(x)):
+            store.expect_layers_after(self._i)
+        elif self.next and store.prediction.is_on:
+            store.expect(self.next.guess(pool, x))
+        else:
+            reads_ahead = False
+        arguments = self._routing_arguments(pool, x)
+        if reads_ahead:
             n_experts, is_done = route(*arguments, routing, self._buffers), False
         else:
             n_experts, is_done = moe_layer(
@@ -82,23 +89,34 @@ class MixtureOfExperts:
             )  # fmt: skip
         chosen = routing.experts[:n_experts].tolist()
         if is_done:
-            self._store.use(self._i, chosen)
+            store.use(self._i, chosen)
         else:
-            self._run_as_they_arrive(pool, x, chosen, in_wave)
+            self._run_as_they_arrive(pool, x, chosen)
+
+    def guess(self, pool: Pool, x: np.ndarray) -> list[Key]:
+        """What this layer will likely want, by its router on the stream of an earlier layer,
+        float32 (1, n_embd). Writes to the buffers that the routing of other layers uses."""
+        route(*self._routing_arguments(pool, x), self._routing, self._buffers)
+        logits = self._routing.logits[: self._moe.n_expert]
+        likely = self._store.prediction.guess(self._i, logits, self._moe.n_expert_used)
+        return [(self._i, expert) for expert in likely]
+
+    def _routing_arguments(self, pool: Pool, x: np.ndarray) -> tuple[Any, ...]:
+        moe = self._moe
+        return (
+            pool, x, self._norm, self._eps, self._router_product, moe.n_expert, moe.n_expert_used,
+            self._softmax,
+        )  # fmt: skip
 
     def _wants_nearly_all(self, n_tokens: int) -> bool:
         """Whether a batch is so long that few experts, if any, will not be chosen."""
         n_choices = n_tokens * self._moe.n_expert_used
         return (1 - 1 / self._moe.n_expert) ** n_choices < _FEW
 
-    def _run_as_they_arrive(
-        self, pool: Pool, x: np.ndarray, chosen: list[int], in_wave: bool
-    ) -> None:
+    def _run_as_they_arrive(self, pool: Pool, x: np.ndarray, chosen: list[int]) -> None:
         moe, routing = self._moe, self._routing
         place_of = {expert: place for place, expert in enumerate(chosen)}
         shared = self._shared
-        if in_wave:
-            self._store.expect_layers_after(self._i)
         with self._store.request(self._i, chosen) as request:
             # The reads are under way: what is in RAM is computed meanwhile.
             for ready in request:

@@ -19,6 +19,7 @@ from q4run.experts.choosing import choose_method
 from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
+from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.generate import Session
@@ -47,7 +48,8 @@ class Stats:
 
     Sizes in bytes, times in seconds. ``wait_s`` is time that the computation stood still for the
     disk, ``read_s`` adds up over the reader threads. Of the ``misses``, ``read_ahead`` were on
-    their way, or there, before they were asked for. Fields can also be read as ``stats["hits"]``.
+    their way, or there, before they were asked for; ``begun_ahead`` counts all that were begun so,
+    the vain ones included. Fields can also be read as ``stats["hits"]``.
     """
 
     tokens: int
@@ -57,6 +59,7 @@ class Stats:
     hits: int
     misses: int
     read_ahead: int
+    begun_ahead: int
     bytes_read: int
     read_s: float
     wait_s: float
@@ -90,6 +93,7 @@ def load(
     kv_type: str = "f16",
     progress: Progress | None = None,
     cache: str = DEFAULT_CACHE,
+    prefetch: str = DEFAULT_PREFETCH,
     trace: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Opens a GGUF model for use; close it, or use it as a context manager.
@@ -99,13 +103,16 @@ def load(
     interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core.
     context: None is 4096 tokens, or what the model was trained on where that is less.
     kv_type: ``f16``, ``f32`` or ``q8_0``. cache: which expert leaves when a slot is wanted,
-    ``layers`` or ``lru``. trace: a file that gets which experts each layer used. Raises
-    ``q4run.Error`` and its kinds.
+    ``layers`` or ``lru``. prefetch: whether experts are read because the next layer will likely
+    want them: ``always``, ``never``, or ``auto``, which finds out what is faster. trace: a file
+    that gets which experts each layer used. Raises ``q4run.Error`` and its kinds.
     """
     if kv_type not in KV_TYPES:
         raise Error(f"there is no KV type '{kv_type}'; choose {' or '.join(KV_TYPES)}")
     if cache not in POLICIES:
         raise Error(f"there is no cache policy '{cache}'; choose {' or '.join(POLICIES)}")
+    if prefetch not in PREFETCH:
+        raise Error(f"there is no prefetch '{prefetch}'; choose {' or '.join(PREFETCH)}")
     if context is not None and context < 1:
         raise Error(f"a context of {context} tokens holds nothing: give at least 1")
     if isinstance(ram_budget, str):
@@ -136,7 +143,9 @@ def load(
     warm_up(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
     kv_cache = KVCache(config, context, kv_type)
     writer = _open_trace(Path(trace), config) if trace is not None else None
-    store = ExpertStore(layout, plan.n_slots, METHODS[choice.method](file.parts), cache, writer)
+    store = ExpertStore(
+        layout, plan.n_slots, METHODS[choice.method](file.parts), cache, prefetch, writer
+    )
     try:
         transformer = Transformer(
             file, config, store, plan.n_batch, threads, _stage(progress, "reading weights")
@@ -214,6 +223,10 @@ class Model:
         """Stops the reader threads and lets go of the file."""
         self._store.close()
         self._transformer.close()
+
+    def tell_of_waits(self, hear: Callable[[float], None]) -> None:
+        """Calls ``hear`` ten times a second while a read is waited for, with the seconds so far."""
+        self._transformer.on_wait = hear
 
     def tokenize(
         self, text: str, *, add_bos: bool | None = None, special: bool = False

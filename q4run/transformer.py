@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from q4run.interrupts import safe_points
 from q4run.kernels.threads.pool import ThreadPool
 from q4run.kv_cache import KVCache
 from q4run.layers import Head, Layer, RotaryEmbedding
+from q4run.mixture_of_experts import MixtureOfExperts
 from q4run.models.config import ModelConfig
 from q4run.weights import EmbeddingTable, WeightReader
 from q4run.workspace import Workspace
@@ -53,8 +55,13 @@ class Transformer:
             self._layers.append(Layer(weights, i, config, layer, store, workspace))
             if progress:
                 progress(i + 1, len(config.layers))
+        experts = [layer.feed_forward for layer in self._layers]
+        for earlier, later in pairwise(e for e in experts if isinstance(e, MixtureOfExperts)):
+            earlier.next = later
         self._head = Head(weights, config, workspace)
         self._pool = ThreadPool(threads)
+        # Told for how many seconds a read has been waited for, ten times a second.
+        self.on_wait: Callable[[float], None] = lambda seconds: None
 
     def forward(
         self, ids: Sequence[int], cache: KVCache, *, all_logits: bool = False
@@ -78,6 +85,12 @@ class Transformer:
         logits = np.empty((len(ids) if all_logits else 1, self.config.n_vocab), np.float32)
         done = 0
         with safe_points() as check_interrupt:
+
+            def while_waiting(seconds: float) -> None:
+                check_interrupt()
+                self.on_wait(seconds)
+
+            self._store.while_waiting = while_waiting
             while done < len(ids):
                 n_tokens = cache.begin(min(self._n_batch, len(ids) - done))
                 x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
@@ -100,6 +113,7 @@ class Transformer:
         for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
             check_interrupt()
             layer(self._pool.state, x, layer_cache, rotation)
+        self._store.end_pass(len(ids))
         return x
 
     def close(self) -> None:

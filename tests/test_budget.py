@@ -331,8 +331,8 @@ def test_a_pass_allocates_no_more_than_planned(model, store, n_batch, routing):
     transformer = Transformer(model.file, model.config, store, n_batch, 1)
     if routing == "all to one expert":
         for layer in transformer._layers:
-            if isinstance(layer._feed_forward, MixtureOfExperts):
-                layer._feed_forward._router._strips[:] = 0
+            if isinstance(layer.feed_forward, MixtureOfExperts):
+                layer.feed_forward._router._strips[:] = 0
     cache = KVCache(model.config, 256, "f16")
     ids = np.random.default_rng(2).integers(0, N_VOCAB, min(256, 4 * n_batch)).tolist()
     transformer.forward(ids, cache)  # fills the slots, and compiles what is not compiled yet

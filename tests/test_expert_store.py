@@ -1,6 +1,7 @@
 """The expert store: the right bytes, whatever is in RAM, however they come and whatever fails."""
 
 import errno
+import mmap
 import os
 import threading
 import time
@@ -13,9 +14,10 @@ from expert_files import Experts, fetch
 
 from q4run.errors import Error
 from q4run.experts import filling
+from q4run.experts import readers as readers_module
 from q4run.experts import store as store_module
 from q4run.experts.filling import N_READERS, cut_into_pieces
-from q4run.experts.methods import METHODS
+from q4run.experts.methods import METHODS, ReadMethod
 from q4run.experts.policies import DEFAULT_CACHE
 from q4run.experts.store import ExpertStore
 
@@ -240,6 +242,28 @@ def test_a_file_that_becomes_shorter_is_an_error(open_store, tmp_path, n_slots, 
     assert_usable(experts, store, 3, [0, 1, 2][:n_slots])
 
 
+def read_on(method: ReadMethod, path: Path, target: memoryview) -> None:
+    for _ in range(1000):
+        method.read(path, 0, target)
+
+
+@pytest.mark.parametrize("method_name", METHODS)
+def test_a_file_cut_off_in_the_middle_of_a_read_is_an_error(method_name, tmp_path):
+    """Not a dead process, as it would be if the bytes were taken from a map."""
+    path = tmp_path / "file"
+    content = np.random.default_rng(1).bytes(2000 * PAGE)
+    with mmap.mmap(-1, len(content)) as memory, memoryview(memory) as target:
+        for attempt in range(20):
+            path.write_bytes(content)
+            method = METHODS[method_name]([path])
+            cut = threading.Thread(target=os.truncate, args=(path, 7 * PAGE * attempt))
+            cut.start()
+            with pytest.raises(EOFError, match="became shorter"):
+                read_on(method, path, target)
+            cut.join()
+            method.close()
+
+
 def test_reading_after_closing_is_an_error(experts, open_store):
     method = METHODS["pread"](experts.paths)
     store = open_store(experts, 2, method)
@@ -327,6 +351,46 @@ def test_leaving_early_waits_for_reads_under_way(experts, scripted):
     assert method.under_way == 0
     assert resident(store, 2) == [0, 1, 2]  # as many as were begun
     assert_usable(experts, store, 2, [0, 1, 2])
+
+
+def test_a_wait_is_told_of_and_can_be_ended(experts, scripted):
+    method, store = scripted
+    method.gate.clear()
+    told: list[float] = []
+
+    def hear(seconds: float) -> None:
+        told.append(seconds)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    store.while_waiting = hear
+    with pytest.raises(KeyboardInterrupt), store.request(2, [0, 1]) as request:
+        for _ in request:
+            pass
+    assert told == sorted(told)
+    assert told[0] > 0
+    assert not store.slots._pinned
+    store.while_waiting = lambda seconds: None
+    method.gate.set()
+    assert_usable(experts, store, 2, [0, 1, 4])
+
+
+def test_closing_leaves_behind_what_does_not_answer(experts, monkeypatch):
+    monkeypatch.setattr(readers_module, "_PATIENCE_S", 0.2)
+    method = Scripted(experts)
+    method.close = lambda: pytest.fail("a file that is being read was closed")
+    store = ExpertStore(experts.layout, 3, method)
+    method.gate.clear()
+    store.expect([(2, 0), (2, 1)])
+    store.read_ahead()
+    while not method.under_way:
+        time.sleep(0.01)
+    store.close()
+    assert method.under_way
+    method.gate.set()
+    for thread in store._readers._threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in store._readers._threads)
 
 
 def test_an_exception_while_an_expert_is_used_keeps_that_expert(experts, scripted):

@@ -112,6 +112,7 @@ def counted(store: ExpertStore) -> tuple[int, int, int]:
 def test_what_was_expected_is_there_when_asked_for(experts, open_store):
     method, store = open_store(6)
     store.expect(keys(2, [4, 1]))
+    store.read_ahead()
     settle(store)
     assert present(store, 2) == [1, 4]
     assert counted(store) == (0, 0, 0)
@@ -127,6 +128,7 @@ def test_a_request_joins_reads_that_are_under_way(experts, open_store):
     method, store = open_store(6)
     method.gate.clear()
     store.expect(keys(0, [0, 3]))
+    store.read_ahead()
     wait_until(lambda: method.begun)
     with store.request(0, [0, 1, 3]) as request:
         lists = iter(request)
@@ -142,6 +144,7 @@ def test_experts_that_are_used_without_a_request_count_too(experts, open_store):
     _, store = open_store(6)
     fetch(experts, store, 0, [1])
     store.expect(keys(0, [0]))
+    store.read_ahead()
     settle(store)
     store.use(0, [0, 1])
     store.use(0, [0])
@@ -152,6 +155,7 @@ def test_demand_is_read_before_what_is_expected(experts, open_store):
     method, store = open_store(15)
     method.gate.clear()
     store.expect(keys(2, [0, 1, 2, 3]))
+    store.read_ahead()
     wait_until(lambda: len(method.begun) == N_READERS)  # all readers wait at the gate
     ahead = set(method.begun)
     wanted = reads_of(experts, 3, 2)
@@ -175,6 +179,7 @@ def test_expected_experts_take_no_slot_from_each_other_nor_from_those_in_use(exp
         while not held:
             held = next(lists)
         store.expect(keys(2, [3, 4, 5]))
+        store.read_ahead()
         wait_until(lambda: store.take_arrived() or present(store, 2))
         assert present(store, 2) == [3]  # the one slot that was left
         assert set(held) <= set(present(store, 0))
@@ -185,31 +190,43 @@ def test_expected_experts_take_no_slot_from_each_other_nor_from_those_in_use(exp
     assert present(store, 0) == []
 
 
-def test_a_wrong_guess_is_cancelled_unless_it_was_begun(experts, open_store):
+def test_a_wrong_guess_is_given_up_unless_all_of_it_is_under_way(experts, open_store):
     method, store = open_store(15)
     method.gate.clear()
     store.expect(keys(2, [0, 1, 2, 3, 4, 5]))
+    store.read_ahead()
     wait_until(lambda: len(method.begun) == N_READERS)
-    begun = {key[1] for key, fill in store._fills.items() if is_begun(store, fill)}
-    assert begun < {0, 1, 2, 3, 4, 5}
+    queued = {entry[0].key[1] for entry in store._readers._ahead}
+    under_way = {key[1] for key in store._fills} - queued
+    assert queued
     with store.request(2, [5]) as request:
         method.gate.set()
         for _ in request:
             pass
     settle(store)
-    assert set(present(store, 2)) == begun | {5}
+    assert set(present(store, 2)) == under_way | {5}
     assert len(store.slots._free) + len(store.slots._slot_of) == 15
 
 
-def is_begun(store: ExpertStore, fill: Fill) -> bool:
-    queued = sum(entry[0] is fill for entry in store._readers._ahead)
-    return queued < fill.reads_left
+def test_a_guess_that_was_given_up_is_read_when_it_is_asked_for_after_all(experts, open_store):
+    method, store = open_store(15)
+    method.gate.clear()
+    store.expect(keys(2, [0, 1, 2, 3, 4, 5]))
+    store.read_ahead()
+    wait_until(lambda: len(method.begun) == N_READERS)
+    with store.request(2, [5]), store.request(2, [0, 1, 2, 3]) as request:
+        method.gate.set()
+        got = [expert for ready in request for expert in ready]
+    assert sorted(got) == [0, 1, 2, 3]
+    for expert in got:
+        experts.check(2, expert, store.addresses(2)[expert])
 
 
 def test_demand_takes_the_slots_of_what_was_not_begun(experts, open_store):
     method, store = open_store(6)
     method.gate.clear()
     store.expect(keys(2, [0, 1, 2, 3, 4, 5]))
+    store.read_ahead()
     wait_until(lambda: len(method.begun) == N_READERS)
     with store.request(3, [0]) as request:  # all slots are being filled
         method.gate.set()
@@ -221,6 +238,7 @@ def test_a_read_ahead_that_fails_is_tried_again_when_asked_for(experts, open_sto
     method, store = open_store(6)
     method.bad = {list(reads_of(experts, 2, 3))[4]}
     store.expect(keys(2, [2, 3]))
+    store.read_ahead()
     settle(store)
     assert present(store, 2) == [2]
     method.bad = set()
@@ -231,9 +249,11 @@ def test_a_read_ahead_that_fails_is_tried_again_when_asked_for(experts, open_sto
 def test_a_new_guess_replaces_what_had_no_slot_yet(experts, open_store):
     _, store = open_store(2)
     store.expect(keys(2, [0, 1, 2, 3]))
+    store.read_ahead()
     settle(store)
     assert present(store, 2) == [0, 1]
     store.expect(keys(0, [5]))
+    store.read_ahead()
     fetch(experts, store, 2, [0, 1])
     settle(store)
     assert present(store, 2) != [0, 1, 2, 3]
@@ -244,6 +264,7 @@ def test_closing_does_not_wait_for_what_was_not_begun(experts, open_store):
     method, store = open_store(15)
     method.gate.clear()
     store.expect(keys(2, [0, 1, 2, 3, 4, 5]))
+    store.read_ahead()
     wait_until(lambda: len(method.begun) == N_READERS)
     threading.Timer(0.1, method.gate.set).start()
     store.close()
@@ -286,6 +307,7 @@ def test_random_guesses_and_requests(experts, open_store, n_slots):
         layer = int(rng.choice([0, 2, 3]))
         guess = rng.permutation(sizes[layer])[: rng.integers(0, sizes[layer] + 1)].tolist()
         store.expect(keys(layer, guess))
+        store.read_ahead()
         layer = layer if rng.random() < 0.7 else int(rng.choice([0, 2, 3]))
         wanted = rng.permutation(sizes[layer])[: rng.integers(1, sizes[layer] + 1)].tolist()
         stop_after = rng.integers(1, 12)

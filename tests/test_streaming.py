@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from q4run.errors import Error
 from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS
 from q4run.experts.policies import POLICIES
+from q4run.experts.prediction import PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.gguf_file import open_gguf
@@ -60,12 +62,21 @@ class Streamed:
     """A model's parts, put together with a store that the test can disturb."""
 
     def __init__(
-        self, path: Path, n_slots: int, io: str, cache: str, n_batch: int, trace=None
+        self,
+        path: Path,
+        n_slots: int,
+        io: str,
+        cache: str,
+        n_batch: int,
+        prefetch: str = "never",
+        trace=None,
     ) -> None:
         file = open_gguf(path)
         config = read_config(file)
         self.method = Faulty(METHODS[io](file.parts))
-        self.store = ExpertStore(read_layout(file, config), n_slots, self.method, cache, trace)
+        self.store = ExpertStore(
+            read_layout(file, config), n_slots, self.method, cache, prefetch, trace
+        )
         self.transformer = Transformer(file, config, self.store, n_batch, 2)
         self.cache = KVCache(config, CONTEXT, "f16")
 
@@ -110,6 +121,7 @@ def test_a_few_thousand_disturbed_steps(path):
             list(METHODS)[round_ % len(METHODS)],
             list(POLICIES)[round_ % len(POLICIES)],
             int(rng.choice([1, 7, 64])),
+            str(rng.choice(PREFETCH)),
         )
         store, layers = streamed.store, list(streamed.store.layout.layers)
         try:
@@ -118,6 +130,7 @@ def test_a_few_thousand_disturbed_steps(path):
                     n = int(rng.integers(0, 8))
                     guessed = zip(rng.choice(layers, n), rng.integers(0, N_EXPERT, n), strict=True)
                     store.expect([(int(layer), int(expert)) for layer, expert in guessed])
+                    store.read_ahead()
                 streamed.method.share = float(rng.choice([0, 0, 0, 0.02, 0.3]))
                 np.testing.assert_array_equal(streamed.forward(part), logits)
                 n_steps += 1
@@ -172,7 +185,7 @@ def test_a_trace_tells_what_was_used(path, tmp_path):
     assert sum(len(experts) for one in trace.passes for experts in one.experts) == wanted
 
     writer = TraceWriter(tmp_path / "streamed", trace.layers, trace.n_expert, trace.n_used)
-    streamed = Streamed(path, 2, "direct", "layers", 64, writer)
+    streamed = Streamed(path, 2, "direct", "layers", 64, trace=writer)
     try:
         streamed.forward(list(range(40)))
         streamed.forward([4])
@@ -184,3 +197,57 @@ def test_a_trace_tells_what_was_used(path, tmp_path):
 def test_an_unknown_policy_is_an_error(path):
     with pytest.raises(Error, match="no cache policy 'fifo'; choose lru or layers"):
         q4run.load(path, cache="fifo")
+
+
+class Stalling(Faulty):
+    """A disk that does not answer while the gate is closed."""
+
+    def __init__(self, method) -> None:
+        super().__init__(method)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def read(self, path: Path, offset: int, target: memoryview) -> None:
+        assert self.gate.wait(timeout=60)
+        super().read(path, offset, target)
+
+
+def test_ctrl_c_ends_the_wait_for_a_disk_that_does_not_answer(path):
+    expected = resident_logits(path, [1, 2, 3], [4, 5])
+    streamed = Streamed(path, 2, "pread", "layers", 64)
+    told: list[float] = []
+    streamed.transformer.on_wait = told.append
+    method = streamed.store._filler._method = Stalling(streamed.method)
+    try:
+        np.testing.assert_array_equal(streamed.forward([1, 2, 3]), expected[0])
+        method.gate.clear()
+        threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            streamed.forward([4])
+        assert len(told) > 1
+        method.gate.set()
+        for token, logits in zip([4, 5], expected[1:], strict=True):
+            np.testing.assert_array_equal(streamed.forward([token]), logits)
+    finally:
+        method.gate.set()
+        streamed.close()
+
+
+def test_two_models_read_one_file_at_the_same_time(path):
+    """Whatever the method; neither disturbs the other."""
+    expected = resident_logits(path, [1, 2, 3], list(range(30)))
+    pairs = [
+        Streamed(path, n_slots, io, cache, 64, prefetch)
+        for n_slots, io, cache, prefetch in [
+            (2, "pread", "lru", "never"),
+            (7, "direct", "layers", "always"),
+            (5, "mmap", "layers", "auto"),
+        ]
+    ]
+    try:
+        for i, part in enumerate([[1, 2, 3], *([token] for token in range(30))]):
+            for streamed in pairs:
+                np.testing.assert_array_equal(streamed.forward(part), expected[i])
+    finally:
+        for streamed in pairs:
+            streamed.close()

@@ -3,7 +3,16 @@
 import io
 import time
 
-from q4run.cli.terminal import AnswerWriter, Waiting, note, one_line, printable, quiet_line, warn
+from q4run.cli.terminal import (
+    AnswerWriter,
+    Patience,
+    Waiting,
+    note,
+    one_line,
+    printable,
+    quiet_line,
+    warn,
+)
 
 
 class Screen(io.StringIO):
@@ -84,3 +93,18 @@ def test_waiting_shows_nothing_in_a_pipe(capsys):
         waiting.update("still", 1, 2)
         time.sleep(0.7)
     assert capsys.readouterr().err == ""
+
+
+def test_a_disk_that_does_not_answer_is_told_of_ever_more_rarely(capsys):
+    patience = Patience("model.gguf")
+    for tenths in range(1, 100):
+        patience(tenths / 10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"model.gguf: the disk has not answered for {seconds} s; Ctrl-C stops"
+        for seconds in (2, 4, 8)
+    ]
+    patience(0.1)  # another wait
+    assert capsys.readouterr().err == ""
+    patience(2.1)
+    assert "has not answered for 2 s" in capsys.readouterr().err

@@ -45,6 +45,7 @@ def chat(
     context: options.Context = None,
     io: options.IOMethod = options.IO.AUTO,
     cache: options.CachePolicy = options.Cache.LAYERS,
+    prefetch: options.PrefetchGuesses = options.Prefetch.AUTO,
     trace: options.Trace = None,
     kv_type: options.KV = options.KVType.F16,
 ) -> None:
@@ -68,6 +69,7 @@ def chat(
         io=io,
         kv_type=kv_type,
         cache=cache,
+        prefetch=prefetch,
         trace=trace,
     ) as opened:
         from q4run.chat import Conversation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from q4run.cli.terminal import Waiting, note, quiet_line
+from q4run.cli.terminal import Patience, Waiting, note, quiet_line
 from q4run.errors import Error
 
 if TYPE_CHECKING:
@@ -35,6 +35,14 @@ class Cache(StrEnum):
 
     LAYERS = "layers"
     LRU = "lru"
+
+
+class Prefetch(StrEnum):
+    """Whether experts are read because the next layer will likely want them."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 class KVType(StrEnum):
@@ -113,6 +121,15 @@ CachePolicy = Annotated[
         "--cache",
         help="Which expert leaves RAM for another: the one that the order of the layers and its"
         " use so far say comes again last, or the least recently used.",
+        rich_help_panel=_MODEL_PANEL,
+    ),
+]
+PrefetchGuesses = Annotated[
+    Prefetch,
+    typer.Option(
+        "--prefetch",
+        help="Whether to read, while the disk has nothing better to do, the experts that the next"
+        " layer will likely want. auto tries both, and goes on with what is faster.",
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
@@ -243,6 +260,7 @@ def open_model(
     io: IO,
     kv_type: KVType,
     cache: Cache = Cache.LAYERS,
+    prefetch: Prefetch = Prefetch.AUTO,
     trace: Path | None = None,
 ) -> Iterator[Model]:
     """Loads a model while a progress line shows how far it is, says what was chosen, closes it.
@@ -269,11 +287,13 @@ def open_model(
             context=context,
             kv_type=kv_type.value,
             cache=cache.value,
+            prefetch=prefetch.value,
             trace=trace,
             progress=lambda stage, done, total: waiting.update(
                 stages.get(stage, stage), done, total
             ),
         )
+    model.tell_of_waits(Patience(model.path.name))
     with model:
         _say_what_was_chosen(model)
         yield model

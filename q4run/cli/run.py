@@ -55,6 +55,7 @@ def run(
     context: options.Context = None,
     io: options.IOMethod = options.IO.AUTO,
     cache: options.CachePolicy = options.Cache.LAYERS,
+    prefetch: options.PrefetchGuesses = options.Prefetch.AUTO,
     trace: options.Trace = None,
     kv_type: options.KV = options.KVType.F16,
 ) -> None:
@@ -81,6 +82,7 @@ def run(
         io=io,
         kv_type=kv_type,
         cache=cache,
+        prefetch=prefetch,
         trace=trace,
     ) as opened:
         from q4run.completion import Completion

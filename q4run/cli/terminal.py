@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 _PATIENCE_S = 0.5
+_STALL_S = 2.0
 # Control characters steer a terminal; line feed and tab alone are text.
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
 _CONTROL |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
@@ -132,6 +133,26 @@ class Waiting:
             )
             self._progress.add_task(self._what, completed=self._done or 0, total=self._total)
             self._progress.start()
+
+
+class Patience:
+    """Says on standard error that a disk does not answer: after two seconds, four, eight."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._next_s = _STALL_S
+
+    def __call__(self, seconds: float) -> None:
+        """seconds: for how long one read has been waited for."""
+        if seconds < _STALL_S:
+            self._next_s = _STALL_S
+        elif seconds >= self._next_s:
+            self._next_s *= 2
+            # In a terminal an answer may stand on the line, half written.
+            begin = "\n" if stderr_console().is_terminal else ""
+            note(
+                f"{begin}{self._name}: the disk has not answered for {seconds:.0f} s; Ctrl-C stops"
+            )
 
 
 class AnswerWriter:

@@ -11,6 +11,9 @@ from queue import SimpleQueue
 
 from q4run.experts.policies import Key
 
+# How long a read may take when everything else is over.
+_PATIENCE_S = 2.0
+
 Read = Callable[[], int]  # returns the bytes it read
 
 
@@ -75,14 +78,24 @@ class Readers:
             self._ahead.extendleft(reversed(queued))
             return False
 
-    def close(self) -> None:
-        """Ends the threads: reads under way are finished, queued ones forgotten."""
+    def take_back(self, fill: Fill) -> int:
+        """Forgets the reads of an expert that have not been begun; returns how many."""
+        with self._changed:
+            return len(self._take_queued(fill))
+
+    def close(self) -> bool:
+        """Ends the threads: reads under way are finished, queued ones forgotten.
+
+        False where a read has not returned within some seconds: its thread is left behind.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        end = time.perf_counter() + _PATIENCE_S
         for thread in self._threads:
-            thread.join()
-        self._threads = []
+            thread.join(max(0.0, end - time.perf_counter()))
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        return not self._threads
 
     def _take_queued(self, fill: Fill) -> list[tuple[Fill, Read]]:
         mine = [entry for entry in self._ahead if entry[0] is fill]

@@ -20,7 +20,8 @@ class Request:
     Yields lists of experts: first those in RAM (perhaps none), then the others as they arrive. A
     list's experts stay where they are until the next list is asked for. Where there are fewer free
     slots than missing experts, the rest is read as slots are used up, so any number of experts runs
-    through a single slot. Leaving the context waits for reads under way, whatever happened.
+    through a single slot. Leaving the context waits for reads under way, whatever happened; only
+    Ctrl-C leaves them to arrive later.
     """
 
     def __init__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
@@ -63,10 +64,13 @@ class Request:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        while any(map(self._store.is_on_its_way, self._awaited)):
-            self._store.take_arrival()
-        for key in self._held:
-            self._store.slots.unpin(key)
+        try:
+            if kind is None or not issubclass(kind, KeyboardInterrupt):
+                while any(map(self._store.is_on_its_way, self._awaited)):
+                    self._store.take_arrival()
+        finally:
+            for key in self._held:
+                self._store.slots.unpin(key)
 
     def _start_reads(self) -> None:
         # No more than the disk needs: each slot that is taken too early is an expert less.
@@ -90,6 +94,7 @@ class Request:
         """Waits until some expert is complete; takes what else has arrived by then. Empty where
         nothing is on its way that could be, or make room for, a missing one."""
         started = time.perf_counter()
+        self._store.is_waiting = True
         try:
             self._store.take_arrived()
             self._start_reads()
@@ -100,6 +105,7 @@ class Request:
                 self._start_reads()
             return complete
         finally:
+            self._store.is_waiting = False
             self._store.counters.wait_s += time.perf_counter() - started
 
     def _take_complete(self) -> list[Key]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from queue import Empty
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from q4run.experts.filling import N_READERS, PIECE_BYTES, Filler, Piece, cut_int
 from q4run.experts.layout import ExpertLayout
 from q4run.experts.methods import ReadMethod
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES, Key
+from q4run.experts.prediction import DEFAULT_PREFETCH, Prediction
 from q4run.experts.readers import Fill, Readers
 from q4run.experts.request import Request
 from q4run.experts.slots import Slots
@@ -26,6 +28,8 @@ _AHEAD_BYTES = 256 << 20
 # What keeps the readers busy until the next look at what has arrived.
 _ENOUGH_EXPERTS = 4
 _ENOUGH_READS = 2 * N_READERS
+# A wait for the disk is looked up from so often.
+_LOOK_UP_S = 0.1
 
 
 @dataclass
@@ -33,12 +37,14 @@ class ExpertCounters:
     """What the store has done since it was made.
 
     read_s adds up over the reader threads; wait_s is the time that the computation stood still.
-    Of the misses, read_ahead were on their way, or there, before they were asked for.
+    Of the misses, read_ahead were on their way, or there, before they were asked for; begun_ahead
+    counts all that were begun so, the vain ones included.
     """
 
     hits: int = 0
     misses: int = 0
     read_ahead: int = 0
+    begun_ahead: int = 0
     bytes_read: int = 0
     read_s: float = 0.0
     wait_s: float = 0.0
@@ -53,15 +59,21 @@ class ExpertStore:
         n_slots: int,
         method: ReadMethod,
         cache: str = DEFAULT_CACHE,
+        prefetch: str = DEFAULT_PREFETCH,
         trace: TraceWriter | None = None,
     ) -> None:
-        """cache: the name of the policy that says which expert leaves; trace: hears of every use;
-        both ``method`` and ``trace`` are closed with the store."""
+        """cache: the name of the policy that says which expert leaves; prefetch: whether guesses
+        are read (``Prediction``); trace: hears of every use; both ``method`` and ``trace`` are
+        closed with the store."""
         self.counters = ExpertCounters()
+        # Told, while a read is waited for, for how many seconds already; what it raises ends that.
+        self.while_waiting: Callable[[float], None] = lambda seconds: None
+        self.is_waiting = False  # whether the computation stands still for reads at this moment
         self.layout = layout
         shape = max(layout.layers, default=-1) + 1, layout.n_expert
         self._policy = POLICIES[cache](*shape)
         self.slots = Slots(n_slots, layout.slot_bytes, *shape, self._policy)
+        self.prediction = Prediction("never" if self.holds_all else prefetch, shape[0])
         self._trace = trace
         by_bytes = _AHEAD_BYTES // max(layout.slot_bytes, 1)
         enough = max(2 * _FEW_AHEAD, min(by_bytes, n_slots // 8))
@@ -84,17 +96,15 @@ class ExpertStore:
         return Request(self, layer, experts)
 
     def expect(self, keys: Iterable[Key]) -> None:
-        """Reads experts that are likely to be asked for, the likeliest or next first: after all
-        that is waited for, and into slots that nothing expected or in use is in."""
+        """Experts that are likely to be asked for, the likeliest or next first. They are read
+        once a request has slots for all that it misses: after all that is waited for, and into
+        slots that nothing expected or in use is in."""
         self._expected = deque(keys)
-        self.read_ahead()
 
     def expect_layers_after(self, layer: int) -> None:
-        """Expects every expert of the layers after one, as a long prompt wants them. They are read
-        once a request has slots for all that it misses."""
+        """Expects every expert of the layers after one, as a long prompt wants them."""
         later = [n for n in self.layout.layers if n > layer]
-        keys = ((n, e) for n in later for e in range(self.layout.layers[n][0].n_expert))
-        self._expected = deque(keys)
+        self.expect((n, e) for n in later for e in range(self.layout.layers[n][0].n_expert))
 
     @property
     def holds_all(self) -> bool:
@@ -118,16 +128,19 @@ class ExpertStore:
                 if not self.slots.claim(key, keep=self._unused):
                     return
                 self._unused.add(key)
+                self.counters.begun_ahead += 1
                 self._read(key, urgent=False)
             self._expected.popleft()
 
     def forget_expected(self, layer: int, wanted: Collection[Key]) -> None:
-        """A layer has said what it wants: what else was expected of it is not read any more."""
+        """A layer has said what it wants: what else was expected of it is not read any more, and
+        what has been read of it leaves like any other."""
         self.take_arrived()
         self._expected = deque(key for key in self._expected if key[0] != layer)
+        self._unused = {key for key in self._unused if key[0] != layer or key in wanted}
         for key, fill in list(self._fills.items()):
             if key[0] == layer and key not in wanted and not fill.urgent:
-                self._cancel(fill)
+                self._abandon(fill)
 
     def start(self, key: Key) -> bool:
         """Begins to read an absent expert that is wanted now; False while there is no slot."""
@@ -157,13 +170,19 @@ class ExpertStore:
 
     def begin_pass(self, n_tokens: int) -> None:
         """A batch of tokens goes through all layers from here on."""
+        self.prediction.begin_pass(n_tokens)
         if self._trace:
             self._trace.begin_pass(n_tokens)
+
+    def end_pass(self, n_tokens: int) -> None:
+        """A batch has been through all layers."""
+        self.prediction.end_pass(n_tokens)
 
     def use(self, layer: int, experts: Sequence[int]) -> None:
         """A layer computes with these experts now: counted, noted, and known to the policy. Told of
         by every request, and for experts that are used where they are, without one."""
         self._policy.use(layer, experts)
+        self.prediction.tell(layer, experts)
         if self._trace:
             self._trace.layer(layer, experts)
         for expert in experts:
@@ -195,7 +214,14 @@ class ExpertStore:
 
     def take_arrival(self) -> None:
         """Counts one finished read, which is waited for; its expert may be complete with it."""
-        arrival = self._readers.arrived.get()
+        waited = 0.0
+        while True:
+            try:
+                arrival = self._readers.arrived.get(timeout=_LOOK_UP_S)
+                break
+            except Empty:
+                waited += _LOOK_UP_S
+                self.while_waiting(waited)
         fill = arrival.fill
         self.counters.bytes_read += arrival.n_bytes
         self.counters.read_s += arrival.seconds
@@ -211,9 +237,9 @@ class ExpertStore:
             self.slots.filled(fill.key)
 
     def close(self) -> None:
-        """Ends the readers and lets go of the files."""
-        self._readers.close()
-        self._method.close()
+        """Ends the readers and lets go of the files; of those that do not answer, not."""
+        if self._readers.close():
+            self._method.close()
         if self._trace:
             self._trace.close()
 
@@ -234,6 +260,16 @@ class ExpertStore:
         del self._fills[fill.key]
         self.slots.discard(fill.key)
         return True
+
+    def _abandon(self, fill: Fill) -> None:
+        """Gives up what is read ahead, unless all of it has been begun."""
+        n_forgotten = self._readers.take_back(fill)
+        fill.reads_left -= n_forgotten
+        if not fill.reads_left:
+            del self._fills[fill.key]
+            self.slots.discard(fill.key)
+        elif n_forgotten:
+            fill.error = fill.error or InterruptedError("given up")
 
     def _fill_pieces(self, pieces: list[Piece]) -> int:
         """Runs on a reader thread; returns the bytes it read."""
