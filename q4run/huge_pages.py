@@ -5,6 +5,7 @@ time on finding them.
 """
 
 import mmap
+import sys
 from contextlib import suppress
 
 import numpy as np
@@ -21,6 +22,21 @@ def empty_bytes(n_bytes: int) -> np.ndarray:
         with suppress(OSError):  # from a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, n_bytes)
+
+
+def give_back(array: np.ndarray, begin: int, end: int) -> None:
+    """Lets the system have the whole pages between two bytes of an ``empty_bytes`` array: they
+    read as anything afterwards, and take memory again when written to."""
+    view = array.base
+    memory = view.obj if isinstance(view, memoryview) else None
+    if not (isinstance(memory, mmap.mmap) and hasattr(memory, "madvise")):
+        return
+    page = mmap.PAGESIZE
+    first, last = -(-begin // page) * page, end // page * page
+    if first < last:
+        # macOS keeps pages that are merely not needed.
+        advice = mmap.MADV_FREE if sys.platform == "darwin" else mmap.MADV_DONTNEED
+        memory.madvise(advice, first, last - first)
 
 
 class Blocks:

@@ -3,6 +3,7 @@
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -50,16 +51,26 @@ def available_memory() -> int:
     return max(0, min(psutil.virtual_memory().available, *_container_headroom(Path("/"))))
 
 
+def reclaimable_headroom() -> int:
+    """Bytes this process could still take if all of the page cache were given back for it.
+
+    What a running model goes by: inside a container's limit, its own reads keep the cache full.
+    """
+    files = ("inactive_file", "active_file")
+    return max(0, min(psutil.virtual_memory().available, *_container_headroom(Path("/"), files)))
+
+
 def total_memory() -> int:
     """Bytes of RAM this process may ever use: the machine's, cut to the container's limit."""
     limits = [_read_number(folder / limit) for folder, limit, _ in _cgroup_folders(Path("/"))]
     return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
 
 
-def _container_headroom(root: Path) -> list[int]:
+def _container_headroom(root: Path, reclaimable: Sequence[str] = ("inactive_file",)) -> list[int]:
     """What is left below each memory limit of the cgroups (v1 and v2) this process is in.
 
     A group's page cache counts as left: the kernel gives it back before it refuses memory.
+    reclaimable: which figures of its ``memory.stat`` that is.
     """
     headroom = [sys.maxsize]
     for folder, limit_file, usage_file in _cgroup_folders(root):
@@ -67,7 +78,7 @@ def _container_headroom(root: Path) -> list[int]:
         if limit is None:
             continue
         usage = _read_number(folder / usage_file) or 0
-        headroom.append(limit - usage + _reclaimable(folder))
+        headroom.append(limit - usage + _reclaimable(folder, reclaimable))
     return headroom
 
 
@@ -104,14 +115,14 @@ def _read_number(path: Path) -> int | None:
         return None
 
 
-def _reclaimable(folder: Path) -> int:
-    """Bytes of file pages charged to a cgroup that are not in active use."""
+def _reclaimable(folder: Path, names: Sequence[str]) -> int:
+    """Bytes of file pages charged to a cgroup, by the names of its figures."""
     try:
         pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
         stat = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
     except (OSError, ValueError):
         return 0
-    return stat.get("total_inactive_file", stat.get("inactive_file", 0))
+    return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in names)
 
 
 def peak_rss() -> int:

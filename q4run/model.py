@@ -228,6 +228,11 @@ class Model:
         """Calls ``hear`` ten times a second while a read is waited for, with the seconds so far."""
         self._transformer.on_wait = hear
 
+    def tell_of_slots(self, hear: Callable[[int], None]) -> None:
+        """Calls ``hear`` with the number of experts there is room for when it has become smaller,
+        since memory is short, and when it is what it was at first again."""
+        self._store.on_resize = hear
+
     def tokenize(
         self, text: str, *, add_bos: bool | None = None, special: bool = False
     ) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -294,9 +295,17 @@ def open_model(
             ),
         )
     model.tell_of_waits(Patience(model.path.name))
+    model.tell_of_slots(partial(_say_how_many_fit, model.plan.n_slots))
     with model:
         _say_what_was_chosen(model)
         yield model
+
+
+def _say_how_many_fit(planned: int, n_slots: int) -> None:
+    if n_slots == planned:
+        note(f"There is room for {n_slots} experts again.")
+    else:
+        note(f"Memory is short: {n_slots} of {planned} experts are kept in RAM for now.")
 
 
 _FIRST_TIME = "compiling kernels (first time on this machine only)"

@@ -5,7 +5,7 @@ from collections.abc import Set
 import numpy as np
 
 from q4run.experts.policies import Key, Policy
-from q4run.huge_pages import empty_bytes
+from q4run.huge_pages import empty_bytes, give_back
 
 
 class Slots:
@@ -18,12 +18,33 @@ class Slots:
         self._slot_bytes = slot_bytes
         self._bytes = empty_bytes(n_slots * slot_bytes)
         self._free = list(range(n_slots))[::-1]
+        self._given_back: list[int] = []
         self._policy = policy
         self._slot_of: dict[Key, int] = {}
         self._pinned: set[Key] = set()
         self._filling: set[Key] = set()
         # For kernels: where each expert is that can be computed with, 0 for the others.
         self.addresses = np.zeros((n_layer, n_expert), np.int64)
+
+    @property
+    def n_given_back(self) -> int:
+        """How many of the first slots the system has now."""
+        return len(self._given_back)
+
+    def resize(self, n_slots: int) -> None:
+        """Gives memory of slots back, or takes it again, until there are ``n_slots``, or as few
+        as experts in use and on their way allow; no more than there were at first."""
+        while self.n_slots > n_slots:
+            if not self._free and not self._evict(self._pinned | self._filling):
+                return
+            slot = self._free.pop()
+            first = slot * self._slot_bytes
+            give_back(self._bytes, first, first + self._slot_bytes)
+            self._given_back.append(slot)
+            self.n_slots -= 1
+        while self.n_slots < n_slots and self._given_back:
+            self._free.append(self._given_back.pop())
+            self.n_slots += 1
 
     def __contains__(self, key: Key) -> bool:
         """Whether the expert has a slot, be it there or on its way."""
@@ -36,19 +57,12 @@ class Slots:
     def claim(self, key: Key, keep: Set[Key] = frozenset()) -> bool:
         """Gives an absent expert a slot, to be filled; False while there is none, other than those
         of the experts in ``keep``."""
-        if self._free:
-            slot = self._free.pop()
-        else:
-            victim = self._policy.victim(
-                self._pinned | self._filling | (keep & self._slot_of.keys())
-            )
-            if victim is None:
-                return False
-            self._policy.remove(victim)
-            slot = self._slot_of.pop(victim)
-            self.addresses[victim] = 0
+        if not self._free and not self._evict(
+            self._pinned | self._filling | (keep & self._slot_of.keys())
+        ):
+            return False
         self._policy.add(key)
-        self._slot_of[key] = slot
+        self._slot_of[key] = self._free.pop()
         self._filling.add(key)
         return True
 
@@ -68,6 +82,16 @@ class Slots:
         self._policy.remove(key)
         self.addresses[key] = 0
         self._free.append(self._slot_of.pop(key))
+
+    def _evict(self, held: Set[Key]) -> bool:
+        """Frees the slot of the expert that the policy names, none of ``held``; False without."""
+        victim = self._policy.victim(held)
+        if victim is None:
+            return False
+        self._policy.remove(victim)
+        self.addresses[victim] = 0
+        self._free.append(self._slot_of.pop(victim))
+        return True
 
     def bytes_of(self, key: Key) -> np.ndarray:
         """The slot of a present expert: uint8 (slot_bytes,)."""

@@ -19,6 +19,7 @@ from q4run.experts.readers import Fill, Readers
 from q4run.experts.request import Request
 from q4run.experts.slots import Slots
 from q4run.experts.trace import TraceWriter
+from q4run.memory_watch import MemoryWatch
 
 # How many experts may be read before they are asked for: these, twice as many where there are slots
 # enough, and of small ones as many as keep a fast disk busy while a layer is computed. The other
@@ -75,9 +76,9 @@ class ExpertStore:
         self.slots = Slots(n_slots, layout.slot_bytes, *shape, self._policy)
         self.prediction = Prediction("never" if self.holds_all else prefetch, shape[0])
         self._trace = trace
-        by_bytes = _AHEAD_BYTES // max(layout.slot_bytes, 1)
-        enough = max(2 * _FEW_AHEAD, min(by_bytes, n_slots // 8))
-        self._most_ahead = max(_FEW_AHEAD, min(enough, n_slots // 3))
+        self._watch = MemoryWatch(n_slots, layout.slot_bytes)
+        # Told how many slots there are when they have become fewer, and when all are back.
+        self.on_resize: Callable[[int], None] = lambda n_slots: None
         self._method = method
         self._filler = Filler(layout, method)
         self._readers = Readers(N_READERS)
@@ -105,6 +106,12 @@ class ExpertStore:
         """Expects every expert of the layers after one, as a long prompt wants them."""
         later = [n for n in self.layout.layers if n > layer]
         self.expect((n, e) for n in later for e in range(self.layout.layers[n][0].n_expert))
+
+    @property
+    def _most_ahead(self) -> int:
+        by_bytes = _AHEAD_BYTES // max(self.layout.slot_bytes, 1)
+        enough = max(2 * _FEW_AHEAD, min(by_bytes, self.slots.n_slots // 8))
+        return max(_FEW_AHEAD, min(enough, self.slots.n_slots // 3))
 
     @property
     def holds_all(self) -> bool:
@@ -170,6 +177,7 @@ class ExpertStore:
 
     def begin_pass(self, n_tokens: int) -> None:
         """A batch of tokens goes through all layers from here on."""
+        self._fit_into_memory()
         self.prediction.begin_pass(n_tokens)
         if self._trace:
             self._trace.begin_pass(n_tokens)
@@ -242,6 +250,13 @@ class ExpertStore:
             self._method.close()
         if self._trace:
             self._trace.close()
+
+    def _fit_into_memory(self) -> None:
+        before = self.slots.n_slots
+        self.slots.resize(self._watch.slots_allowed(before))
+        after = self.slots.n_slots
+        if after < before or (after > before and not self.slots.n_given_back):
+            self.on_resize(after)
 
     def _read(self, key: Key, urgent: bool) -> None:
         layer, expert = key
