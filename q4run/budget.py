@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from q4run.errors import BudgetError
-from q4run.experts.filling import N_READERS, reader_bytes
+from q4run.experts.filling import MOST_READERS, reader_bytes
 from q4run.experts.layout import ExpertLayout
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import find_format
@@ -128,7 +128,7 @@ def _dense_bytes(file: GGUFFile, config: ModelConfig) -> int:
 
 def _lasting_scratch_bytes(config: ModelConfig, layout: ExpertLayout) -> int:
     """Scratch whatever the batch: logits, the sampler's copies of them, and the readers'."""
-    return 4 * 4 * config.n_vocab + N_READERS * reader_bytes(layout)
+    return 4 * 4 * config.n_vocab + MOST_READERS * reader_bytes(layout)
 
 
 def _batch_bytes(config: ModelConfig, n_batch: int) -> int:

@@ -143,9 +143,8 @@ def load(
     warm_up(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
     kv_cache = KVCache(config, context, kv_type)
     writer = _open_trace(Path(trace), config) if trace is not None else None
-    store = ExpertStore(
-        layout, plan.n_slots, METHODS[choice.method](file.parts), cache, prefetch, writer
-    )
+    method = METHODS[choice.method](file.parts, keep_cached=choice.keep_cached)
+    store = ExpertStore(layout, plan.n_slots, method, cache, prefetch, writer, choice.n_readers)
     try:
         transformer = Transformer(
             file, config, store, plan.n_batch, threads, _stage(progress, "reading weights")

@@ -8,7 +8,9 @@ import pytest
 
 from q4run.errors import Error
 from q4run.experts import choosing
+from q4run.experts.choosing import _DEEPER as DEEPER
 from q4run.experts.choosing import Choice, choose_method, measure
+from q4run.experts.filling import MOST_READERS, N_READERS
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def model(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def speeds(monkeypatch):
     """What a measurement gives; and how often one was made."""
-    made = {"direct": 2e9, "pread": 1e9}
+    made = {"direct": 2e9, "pread": 1e9, DEEPER: 2e9}
     calls = []
 
     def measured(paths):
@@ -37,7 +39,8 @@ def speeds(monkeypatch):
 
 def test_what_is_asked_for_is_taken(model, speeds):
     for name in ("pread", "direct", "mmap"):
-        assert choose_method(name, [model], False, 0) == Choice(name, "")
+        assert choose_method(name, [model], False, 0) == Choice(name, "", keep_cached=False)
+        assert choose_method(name, [model], False, 1 << 30) == Choice(name, "", keep_cached=True)
     assert not speeds[1]
 
 
@@ -58,14 +61,14 @@ def test_what_fits_into_memory_is_read_through_the_page_cache(model, speeds):
 
 def test_a_little_more_speed_is_not_worth_a_copy(model, speeds):
     made, _ = speeds
-    made |= {"direct": 1e9, "pread": 1.4e9}
+    made |= {"direct": 1e9, "pread": 1.4e9, DEEPER: 1e9}
     assert choose_method("auto", [model], False, 0).method == "direct"
 
 
 @pytest.mark.parametrize("faster", ["direct", "pread"])
 def test_what_does_not_fit_is_read_in_the_faster_way(model, speeds, faster):
     made, calls = speeds
-    made |= {"direct": 1.6e9, "pread": 1e9, faster: 2.5e9}
+    made |= {"direct": 1.6e9, "pread": 1e9, DEEPER: 1.6e9, faster: 2.5e9}
     choice = choose_method("auto", [model], False, 0)
     assert choice.method == faster
     assert f"{faster} 2.5 GB/s" in choice.reason
@@ -74,6 +77,14 @@ def test_what_does_not_fit_is_read_in_the_faster_way(model, speeds, faster):
     assert again.method == faster
     assert "measured before" in again.reason
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("deeper", "n_readers"), [(1.9, N_READERS), (2.3, MOST_READERS)])
+def test_more_threads_read_where_that_is_much_faster(model, speeds, deeper, n_readers):
+    made, _ = speeds
+    made |= {"direct": 2e9, DEEPER: deeper * 1e9}
+    for _ in range(2):
+        assert choose_method("auto", [model], False, 0).n_readers == n_readers
 
 
 @pytest.mark.parametrize(
@@ -88,7 +99,7 @@ def test_notes_that_are_broken_are_made_anew(model, speeds, notes):
     choose_method("auto", [model], False, 0)
     assert len(speeds[1]) == 1
     known = json.loads(choosing._NOTES.read_text())
-    assert known[device] == {"direct": 2e9, "pread": 1e9}
+    assert known[device] == {"direct": 2e9, "pread": 1e9, DEEPER: 2e9}
     assert ("0" in known) == notes.startswith('{"0"')  # what is known of other disks stays
 
 
@@ -113,7 +124,7 @@ def test_measuring_reads_the_largest_file(model, tmp_path, monkeypatch):
     read = []
 
     class Noting:
-        def __init__(self, paths):
+        def __init__(self, paths, *, keep_cached):
             pass
 
         def read(self, path, offset, target):
@@ -125,12 +136,12 @@ def test_measuring_reads_the_largest_file(model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(choosing, "METHODS", {"direct": Noting, "pread": Noting})
     speeds = measure([small, model], seconds=60)
-    assert set(speeds) == {"direct", "pread"}
+    assert set(speeds) == {"direct", "pread", DEEPER}
     assert all(speed > 0 for speed in speeds.values())
     # Every piece once, and by one method only: what is read twice comes from some cache.
     pieces = [entry for entry in read if entry != "closed"]
     assert sorted(pieces) == [(model, 4096 * i) for i in range(64)]
-    assert read.count("closed") == 8
+    assert read.count("closed") == 12
 
 
 def test_measuring_a_real_file_takes_the_time_it_is_given(model):
@@ -140,7 +151,7 @@ def test_measuring_a_real_file_takes_the_time_it_is_given(model):
 
 def test_a_file_that_shrinks_meanwhile_is_an_error(model, monkeypatch):
     class Shrunk:
-        def __init__(self, paths):
+        def __init__(self, paths, *, keep_cached):
             pass
 
         def read(self, path, offset, target):

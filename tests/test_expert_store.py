@@ -1,5 +1,6 @@
 """The expert store: the right bytes, whatever is in RAM, however they come and whatever fails."""
 
+import ctypes
 import errno
 import mmap
 import os
@@ -482,6 +483,36 @@ def test_systems_without_preadv_read_the_same(experts, monkeypatch):
     store = ExpertStore(experts.layout, 2, METHODS["pread"](experts.paths))
     fetch(experts, store, 0, [0, 1, 2, 3])
     store.close()
+
+
+@pytest.mark.parametrize("method_name", ["pread", "mmap"])
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system has no posix_fadvise")
+def test_what_is_read_leaves_the_page_cache_where_it_is_to(tmp_path, method_name):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 * PAGE))
+    for keep_cached in (True, False):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        method = METHODS[method_name]([path], keep_cached=keep_cached)
+        buffer = bytearray(8 * PAGE)
+        method.read(path, 16 * PAGE, memoryview(buffer))
+        method.close()
+        in_cache = cached_pages(path)
+        if in_cache is None:
+            pytest.skip("mincore cannot be asked here")
+        assert in_cache[16:24] == [keep_cached] * 8
+
+
+def cached_pages(path: Path) -> list[bool] | None:
+    """Which pages of a file the page cache holds, by mincore."""
+    library = ctypes.CDLL(None, use_errno=True)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        n_pages = len(mapped) // PAGE
+        states = (ctypes.c_ubyte * n_pages)()
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        failed = library.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), states)
+    return None if failed else [bool(state & 1) for state in states]
 
 
 def test_a_file_that_is_gone_cannot_be_opened(method_name, tmp_path):

@@ -2,8 +2,8 @@
 
 A model whose experts all stay in RAM is read through the page cache, and so is one that the cache
 can hold beside the budget: the next reads, or the next start, find it there. A larger one would
-only churn the cache; then both ways to read are tried on the file for a second, and what the disk
-gave is remembered, so that the next start need not ask again.
+only churn the cache; then both ways to read, and a deeper queue of reads, are tried on the file for
+a second, and what the disk gave is remembered, so that the next start need not ask again.
 """
 
 import json
@@ -18,19 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from q4run.errors import Error
-from q4run.experts.filling import N_READERS, PIECE_BYTES
+from q4run.experts.filling import MOST_READERS, N_READERS, PIECE_BYTES
 from q4run.experts.methods import METHODS
 from q4run.kernels.compile import CACHE_FOLDER
 
 AUTO = "auto"
-# What each disk gave: bytes per second by method, by the number of its device.
+# What each disk gave: bytes per second by candidate, by the number of its device.
 _NOTES = CACHE_FOLDER.parents[1] / "disks.json"
 # A map is no choice: page faults of many threads are slow everywhere, and on macOS have ended in
 # kernel panics.
-_CANDIDATES = ("direct", "pread")
+_DEEPER = "direct, deeper queue"
+_CANDIDATES = {
+    "direct": ("direct", N_READERS),
+    "pread": ("pread", N_READERS),
+    _DEEPER: ("direct", MOST_READERS),
+}
 # Buffered reads copy every byte and push others out of the cache, which takes processor time from
 # the computation: they must be this much faster.
 _WORTH_A_COPY = 1.5
+# More readers take time from the computation as well.
+_WORTH_MORE_READERS = 1.1
 _SECONDS = 1.0
 _ROUNDS = 4  # of all candidates in turn: a disk's speed drifts
 _FEWEST_PIECES = 64  # of a file, or the measurement would be of the disk's own cache
@@ -38,10 +45,16 @@ _FEWEST_PIECES = 64  # of a file, or the measurement would be of the disk's own 
 
 @dataclass(frozen=True)
 class Choice:
-    """An I/O method, and why; ``reason`` is empty where it was asked for."""
+    """An I/O method, and why; ``reason`` is empty where it was asked for.
+
+    n_readers: how many threads read; keep_cached: whether what is read buffered may stay in the
+    page cache, which is only where there is room for the whole file.
+    """
 
     method: str
     reason: str
+    n_readers: int = N_READERS
+    keep_cached: bool = True
 
 
 def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes: int) -> Choice:
@@ -50,17 +63,18 @@ def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes
     name: what was asked for; all_in_ram: whether every expert gets a slot; free_bytes: of memory
     beside the budget. Raises Error for unknown names.
     """
+    n_bytes = sum(path.stat().st_size for path in paths)
+    fits = n_bytes <= free_bytes
     if name in METHODS:
-        return Choice(name, "")
+        return Choice(name, "", keep_cached=fits)
     if name != AUTO:
         raise Error(f"there is no I/O method '{name}'; choose {AUTO}, {', '.join(METHODS)}")
-    n_bytes = sum(path.stat().st_size for path in paths)
     if all_in_ram:
-        return Choice("pread", "every expert stays in RAM and is read once")
-    if n_bytes <= free_bytes:
+        return Choice("pread", "every expert stays in RAM and is read once", keep_cached=fits)
+    if fits:
         return Choice("pread", "the page cache can hold the whole file")
     if n_bytes < _FEWEST_PIECES * PIECE_BYTES:
-        return Choice("direct", "the page cache cannot hold the file")
+        return Choice("direct", "the page cache cannot hold the file", keep_cached=False)
     speeds = _remembered(paths[0])
     when = "as measured before"
     if speeds is None:
@@ -69,9 +83,13 @@ def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes
         except (OSError, EOFError) as error:
             raise Error(f"the model cannot be read: {error}") from error
         _remember(paths[0], speeds)
-    best = "pread" if speeds["pread"] > _WORTH_A_COPY * speeds["direct"] else "direct"
-    figures = ", ".join(f"{name} {speeds[name] / 1e9:.1f} GB/s" for name in _CANDIDATES)
-    return Choice(best, f"{figures} from this disk, {when}")
+    deeper = speeds[_DEEPER] > _WORTH_MORE_READERS * speeds["direct"]
+    direct = speeds[_DEEPER if deeper else "direct"]
+    figures = f"direct {direct / 1e9:.1f} GB/s, pread {speeds['pread'] / 1e9:.1f} GB/s"
+    reason = f"{figures} from this disk, {when}"
+    if speeds["pread"] > _WORTH_A_COPY * direct:
+        return Choice("pread", reason, keep_cached=False)
+    return Choice("direct", reason, MOST_READERS if deeper else N_READERS, keep_cached=False)
 
 
 def measure(paths: Sequence[Path], seconds: float = _SECONDS) -> dict[str, float]:
@@ -81,17 +99,18 @@ def measure(paths: Sequence[Path], seconds: float = _SECONDS) -> dict[str, float
     random.Random(0).shuffle(offsets)
     slices = len(_CANDIDATES) * _ROUNDS
     done, taken = dict.fromkeys(_CANDIDATES, 0), dict.fromkeys(_CANDIDATES, 0.0)
-    for turn in range(slices):
-        name = _CANDIDATES[turn % len(_CANDIDATES)]
+    turns = list(_CANDIDATES.items()) * _ROUNDS
+    for turn, (name, (method, n_readers)) in enumerate(turns):
         started = time.perf_counter()
-        done[name] += _read_for(seconds / slices, name, path, offsets[turn::slices])
+        some = offsets[turn::slices]
+        done[name] += _read_for(seconds / slices, method, n_readers, path, some)
         taken[name] += time.perf_counter() - started
     return {name: done[name] / taken[name] for name in _CANDIDATES}
 
 
-def _read_for(seconds: float, name: str, path: Path, offsets: Sequence[int]) -> int:
-    """Reads pieces with as many threads as a model has; returns how many bytes came in time."""
-    method = METHODS[name]([path])
+def _read_for(seconds: float, name: str, n_readers: int, path: Path, offsets: Sequence[int]) -> int:
+    """Reads pieces with so many threads; returns how many bytes came in time."""
+    method = METHODS[name]([path], keep_cached=True)
     left = iter(offsets)
     end = time.perf_counter() + seconds
 
@@ -107,8 +126,8 @@ def _read_for(seconds: float, name: str, path: Path, offsets: Sequence[int]) -> 
         return n_bytes
 
     try:
-        with ThreadPoolExecutor(N_READERS) as readers:
-            return sum(readers.map(lambda _: read(), range(N_READERS)))
+        with ThreadPoolExecutor(n_readers) as readers:
+            return sum(readers.map(lambda _: read(), range(n_readers)))
     finally:
         method.close()
 

@@ -15,9 +15,11 @@ _F_NOCACHE = 48  # macOS's <sys/fcntl.h>; Python's fcntl has no name for it ever
 
 
 class Direct(Pread):
-    def __init__(self, paths: Iterable[Path]) -> None:
+    def __init__(self, paths: Iterable[Path], *, keep_cached: bool = True) -> None:
         self.alignment = 1
-        super().__init__(paths)
+        super().__init__(paths, keep_cached=keep_cached)
+        # What went past the cache is not in it, unless somebody else wants it there.
+        self._drops_cached &= self.alignment == 1
 
     def _open(self, path: Path) -> int:
         if hasattr(os, "O_DIRECT"):

@@ -11,8 +11,8 @@ from q4run.experts.pread import Pread
 
 
 class Mapped(Pread):
-    def __init__(self, paths: Iterable[Path]) -> None:
-        super().__init__(paths)
+    def __init__(self, paths: Iterable[Path], *, keep_cached: bool = True) -> None:
+        super().__init__(paths, keep_cached=keep_cached)
         self._maps = {
             path: mmap.mmap(file, 0, access=mmap.ACCESS_READ) for path, file in self._files.items()
         }

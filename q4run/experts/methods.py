@@ -1,6 +1,6 @@
 """The ways to bring bytes from disk into RAM, by the names of ``--io``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +24,13 @@ class ReadMethod(Protocol):
         """Lets go of the files."""
 
 
-METHODS: dict[str, Callable[[Iterable[Path]], ReadMethod]] = {
+class _Open(Protocol):
+    def __call__(self, paths: Iterable[Path], *, keep_cached: bool = True) -> ReadMethod: ...
+
+
+METHODS: dict[str, _Open] = {
     "pread": Pread,
     "direct": Direct,
     "mmap": Mapped,
 }
+"""By name: opens files. Without ``keep_cached``, what was read leaves the page cache at once."""

@@ -10,7 +10,14 @@ from queue import Empty
 
 import numpy as np
 
-from q4run.experts.filling import N_READERS, PIECE_BYTES, Filler, Piece, cut_into_pieces
+from q4run.experts.filling import (
+    MOST_READERS,
+    N_READERS,
+    PIECE_BYTES,
+    Filler,
+    Piece,
+    cut_into_pieces,
+)
 from q4run.experts.layout import ExpertLayout
 from q4run.experts.methods import ReadMethod
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES, Key
@@ -28,7 +35,7 @@ _FEW_AHEAD = 4
 _AHEAD_BYTES = 256 << 20
 # What keeps the readers busy until the next look at what has arrived.
 _ENOUGH_EXPERTS = 4
-_ENOUGH_READS = 2 * N_READERS
+_ENOUGH_READS = 2 * MOST_READERS
 # A wait for the disk is looked up from so often.
 _LOOK_UP_S = 0.1
 
@@ -62,6 +69,7 @@ class ExpertStore:
         cache: str = DEFAULT_CACHE,
         prefetch: str = DEFAULT_PREFETCH,
         trace: TraceWriter | None = None,
+        n_readers: int = N_READERS,
     ) -> None:
         """cache: the name of the policy that says which expert leaves; prefetch: whether guesses
         are read (``Prediction``); trace: hears of every use; both ``method`` and ``trace`` are
@@ -81,7 +89,7 @@ class ExpertStore:
         self.on_resize: Callable[[int], None] = lambda n_slots: None
         self._method = method
         self._filler = Filler(layout, method)
-        self._readers = Readers(N_READERS)
+        self._readers = Readers(n_readers)
         self._fills: dict[Key, Fill] = {}
         self._failed: dict[Key, BaseException] = {}
         self._expected: deque[Key] = deque()  # likely to be asked for, and still without a slot
