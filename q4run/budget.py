@@ -14,8 +14,9 @@ from q4run.models.config import ModelConfig
 from q4run.weights import embedding_bytes
 from q4run.workspace import workspace_bytes
 
-# The interpreter, numba and LLVM, compiled kernels and thread stacks: not part of the budget.
-INTERPRETER_ALLOWANCE = 400_000_000
+# The interpreter, numba, compiled kernels and thread stacks: not part of the budget. Measured: 170
+# to 220 MB. Compiling takes more, in a process that is over before the budget is used.
+INTERPRETER_ALLOWANCE = 250_000_000
 # The tokenizer's Python and Rust objects, per vocabulary entry.
 _TOKENIZER_BYTES = 900
 _DEFAULT_SHARE = 0.75

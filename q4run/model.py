@@ -25,7 +25,7 @@ from q4run.experts.trace import TraceWriter
 from q4run.generate import Session
 from q4run.gguf_file import open_gguf
 from q4run.kernels.formats import find_format
-from q4run.kernels.warmup import warm_up
+from q4run.kernels.prepare import prepare
 from q4run.kv_cache import KV_TYPES, KVCache
 from q4run.memory import available_memory, parse_size, peak_rss, total_memory
 from q4run.models import read_config
@@ -140,7 +140,7 @@ def load(
     template = load_chat_template(file.metadata, tokenizer)
     formats = {fmt for tensor in file.tensors.values() if (fmt := find_format(tensor.type))}
     in_order = sorted({fmt.in_ram for fmt in formats}, key=lambda fmt: fmt.name)
-    warm_up(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
+    prepare(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
     kv_cache = KVCache(config, context, kv_type)
     writer = _open_trace(Path(trace), config) if trace is not None else None
     method = METHODS[choice.method](file.parts, keep_cached=choice.keep_cached)

@@ -1,0 +1,83 @@
+"""Kernels are compiled by another process, once; where that fails, by this one."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+    import sys
+    from pathlib import Path
+    import numpy as np
+    from q4run.kernels import prepare as module
+    from q4run.kernels.compile import CACHE_FOLDER
+    from q4run.kernels.formats import find_format_named
+
+    compiled_here = []
+    if "broken" in sys.argv:
+        sys.executable = sys.argv[-1]
+        module.warm_up = lambda formats, kv, progress: compiled_here.append(progress(1, 1))
+    kv, names = np.uint16, ["q4_0"]
+    steps = []
+    before = sorted(CACHE_FOLDER.glob("**/*.nbc"))
+    began = module.subprocess.Popen
+    started = []
+    module.subprocess.Popen = lambda *a, **k: started.append(a) or began(*a, **k)
+    module.prepare([find_format_named(n) for n in names], kv, lambda *step: steps.append(step))
+    peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    assert steps[-1][0] == steps[-1][1], steps
+    print(len(started), len(compiled_here), len(before), len(list(CACHE_FOLDER.glob("**/*.nbc"))), peak * 1024)
+"""
+
+
+def run(folder: Path, *words: str) -> list[int]:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), *words],
+        env=os.environ | {"Q4RUN_CACHE": str(folder), "Q4RUN_SIMD": "generic"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_the_compilers_memory_is_another_processes(tmp_path):
+    n_started, _, n_before, n_after, peak = run(tmp_path)
+    assert n_started == 1
+    assert n_before == 0
+    assert n_after > 5
+    n_started, _, n_before, n_again, next_peak = run(tmp_path)
+    assert (n_started, n_before, n_again) == (0, n_after, n_after)
+    assert peak < next_peak + 20_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize("python", ["/nowhere/python", "false"])
+def test_without_that_process_kernels_are_compiled_here(tmp_path, python):
+    assert run(tmp_path, "broken", python)[:4] == [1, 1, 0, 0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_while_compiling_ends_both(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM)],
+        env=os.environ | {"Q4RUN_CACHE": str(tmp_path), "Q4RUN_SIMD": "generic"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        while not list(tmp_path.glob("**/*.nbc")):
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        _, complaints = process.communicate(timeout=60)
+        assert "KeyboardInterrupt" in complaints
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody of the group is left
