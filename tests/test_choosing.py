@@ -1,6 +1,8 @@
 """What ``--io auto`` takes, and what it remembers of a disk."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,10 @@ def model(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(choosing, "PIECE_BYTES", 4096)
     monkeypatch.setattr(choosing, "_NOTES", tmp_path / "cache" / "disks.json")
     path = tmp_path / "model.gguf"
-    path.write_bytes(np.random.default_rng(0).bytes(64 * 4096))
+    with path.open("wb") as file:
+        file.write(np.random.default_rng(0).bytes(64 * 4096))
+        file.flush()
+        os.fsync(file.fileno())  # or it stays in the page cache
     return path
 
 
@@ -99,8 +104,29 @@ def test_notes_that_are_broken_are_made_anew(model, speeds, notes):
     choose_method("auto", [model], False, 0)
     assert len(speeds[1]) == 1
     known = json.loads(choosing._NOTES.read_text())
+    assert known[device].pop("when") == pytest.approx(time.time(), abs=60)
     assert known[device] == {"direct": 2e9, "pread": 1e9, DEEPER: 2e9}
     assert ("0" in known) == notes.startswith('{"0"')  # what is known of other disks stays
+
+
+def test_what_was_measured_is_asked_again_the_next_day(model, speeds, monkeypatch):
+    choose_method("auto", [model], False, 0)
+    now = time.time()
+    for later, n_measured in [(23 * 3600, 1), (25 * 3600, 2), (26 * 3600, 2), (-3600, 3)]:
+        monkeypatch.setattr(choosing.time, "time", lambda later=later: now + later)
+        choose_method("auto", [model], False, 0)
+        assert len(speeds[1]) == n_measured
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="this system does not tell")
+def test_what_stays_in_the_page_cache_is_not_measured(model, monkeypatch):
+    monkeypatch.setattr(choosing.os, "posix_fadvise", lambda *arguments: None)
+    model.read_bytes()
+    assert set(measure([model], seconds=0.01).values()) == {0.0}
+    choice = choose_method("auto", [model], False, 0)
+    assert choice.method == "direct"
+    assert "could not be measured" in choice.reason
+    assert not choosing._NOTES.exists()
 
 
 def test_where_nothing_can_be_noted_each_start_measures(model, speeds, tmp_path, monkeypatch):
@@ -135,6 +161,7 @@ def test_measuring_reads_the_largest_file(model, tmp_path, monkeypatch):
             read.append("closed")
 
     monkeypatch.setattr(choosing, "METHODS", {"direct": Noting, "pread": Noting})
+    monkeypatch.setattr(choosing, "_is_cached", lambda file, offset: False)
     speeds = measure([small, model], seconds=60)
     assert set(speeds) == {"direct", "pread", DEEPER}
     assert all(speed > 0 for speed in speeds.values())
@@ -144,7 +171,8 @@ def test_measuring_reads_the_largest_file(model, tmp_path, monkeypatch):
     assert read.count("closed") == 12
 
 
-def test_measuring_a_real_file_takes_the_time_it_is_given(model):
+def test_measuring_a_real_file_takes_the_time_it_is_given(model, monkeypatch):
+    monkeypatch.setattr(choosing, "_is_cached", lambda file, offset: False)
     speeds = measure([model], seconds=0.01)
     assert all(speed > 0 for speed in speeds.values())
 
@@ -161,5 +189,6 @@ def test_a_file_that_shrinks_meanwhile_is_an_error(model, monkeypatch):
             pass
 
     monkeypatch.setattr(choosing, "METHODS", {"direct": Shrunk, "pread": Shrunk})
+    monkeypatch.setattr(choosing, "_is_cached", lambda file, offset: False)
     with pytest.raises(Error, match=r"cannot be read: .*shorter"):
         choose_method("auto", [model], False, 0)

@@ -30,7 +30,8 @@ PROGRAM = """
     module.prepare([find_format_named(n) for n in names], kv, lambda *step: steps.append(step))
     peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     assert steps[-1][0] == steps[-1][1], steps
-    print(len(started), len(compiled_here), len(before), len(list(CACHE_FOLDER.glob("**/*.nbc"))), peak * 1024)
+    after = len(list(CACHE_FOLDER.glob("**/*.nbc")))
+    print(len(started), len(compiled_here), len(before), after, peak * 1024)
 """
 
 

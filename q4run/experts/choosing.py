@@ -3,7 +3,7 @@
 A model whose experts all stay in RAM is read through the page cache, and so is one that the cache
 can hold beside the budget: the next reads, or the next start, find it there. A larger one would
 only churn the cache; then both ways to read, and a deeper queue of reads, are tried on the file for
-a second, and what the disk gave is remembered, so that the next start need not ask again.
+a second, and what the disk gave is remembered for a day: it may have had a bad minute.
 """
 
 import json
@@ -23,7 +23,7 @@ from q4run.experts.methods import METHODS
 from q4run.kernels.compile import CACHE_FOLDER
 
 AUTO = "auto"
-# What each disk gave: bytes per second by candidate, by the number of its device.
+# What each disk gave, by the number of its device: bytes per second by candidate, and when.
 _NOTES = CACHE_FOLDER.parents[1] / "disks.json"
 # A map is no choice: page faults of many threads are slow everywhere, and on macOS have ended in
 # kernel panics.
@@ -39,6 +39,7 @@ _WORTH_A_COPY = 1.5
 # More readers take time from the computation as well.
 _WORTH_MORE_READERS = 1.1
 _SECONDS = 1.0
+_REMEMBERED_S = 24 * 3600
 _ROUNDS = 4  # of all candidates in turn: a disk's speed drifts
 _FEWEST_PIECES = 64  # of a file, or the measurement would be of the disk's own cache
 
@@ -82,6 +83,8 @@ def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes
             speeds, when = measure(paths), "measured just now"
         except (OSError, EOFError) as error:
             raise Error(f"the model cannot be read: {error}") from error
+        if not all(speeds.values()):
+            return Choice("direct", "the disk could not be measured", keep_cached=False)
         _remember(paths[0], speeds)
     deeper = speeds[_DEEPER] > _WORTH_MORE_READERS * speeds["direct"]
     direct = speeds[_DEEPER if deeper else "direct"]
@@ -97,6 +100,7 @@ def measure(paths: Sequence[Path], seconds: float = _SECONDS) -> dict[str, float
     path = max(paths, key=lambda path: path.stat().st_size)
     offsets = list(range(0, path.stat().st_size - PIECE_BYTES + 1, PIECE_BYTES))
     random.Random(0).shuffle(offsets)
+    _drop_cached(path)
     slices = len(_CANDIDATES) * _ROUNDS
     done, taken = dict.fromkeys(_CANDIDATES, 0), dict.fromkeys(_CANDIDATES, 0.0)
     turns = list(_CANDIDATES.items()) * _ROUNDS
@@ -116,11 +120,15 @@ def _read_for(seconds: float, name: str, n_readers: int, path: Path, offsets: Se
 
     def read() -> int:
         n_bytes = 0
-        with mmap.mmap(-1, PIECE_BYTES) as buffer, memoryview(buffer) as target:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(-1, PIECE_BYTES) as buffer,
+            memoryview(buffer) as target,
+        ):
             for offset in left:
-                _drop_cached(path, offset)
-                method.read(path, offset, target)
-                n_bytes += PIECE_BYTES
+                if not _is_cached(file.fileno(), offset):
+                    method.read(path, offset, target)
+                    n_bytes += PIECE_BYTES
                 if time.perf_counter() >= end:
                     break
         return n_bytes
@@ -132,14 +140,21 @@ def _read_for(seconds: float, name: str, n_readers: int, path: Path, offsets: Se
         method.close()
 
 
-def _drop_cached(path: Path, offset: int) -> None:
-    """Lets go of a piece's cached pages, where the system lets one: the disk is to be measured."""
+def _drop_cached(path: Path) -> None:
+    """Lets go of a file's cached pages, where the system lets one: the disk is to be measured."""
     if hasattr(os, "posix_fadvise"):
-        file = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(file, offset, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(file)
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _is_cached(file: int, offset: int) -> bool:
+    """Whether a page is in the page cache all the same: another program uses it, say."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(file, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:  # it would have to wait for the disk, or cannot tell
+        return False
 
 
 def _device(path: Path) -> str:
@@ -149,8 +164,10 @@ def _device(path: Path) -> str:
 def _remembered(path: Path) -> dict[str, float] | None:
     """What was measured on the disk that ``path`` is on; None where nothing usable is known."""
     try:
-        speeds = json.loads(_NOTES.read_text())[_device(path)]
-        return {name: float(speeds[name]) for name in _CANDIDATES}
+        known = json.loads(_NOTES.read_text())[_device(path)]
+        if not 0 <= time.time() - float(known["when"]) < _REMEMBERED_S:
+            return None
+        return {name: float(known[name]) for name in _CANDIDATES}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -163,7 +180,8 @@ def _remember(path: Path, speeds: dict[str, float]) -> None:
         known = {}
     if not isinstance(known, dict):
         known = {}
-    known[_device(path)] = {name: round(speed) for name, speed in speeds.items()}
+    rounded = {name: round(speed) for name, speed in speeds.items()}
+    known[_device(path)] = rounded | {"when": round(time.time())}
     part = _NOTES.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         part.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,11 @@ class Pread:
         self._sizes = {path: os.fstat(file).st_size for path, file in self._files.items()}
 
     def _open(self, path: Path) -> int:
-        return os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDONLY)
+        if hasattr(os, "posix_fadvise"):
+            # Reads are as long as is useful: what the kernel would read beyond them is lost.
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+        return file
 
     def read(self, path: Path, offset: int, target: memoryview) -> None:
         file, begin = self._files[path], offset
