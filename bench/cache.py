@@ -3,8 +3,10 @@
     python -m q4run.bench.cache [TRACE...] [--chunk 128] [--budgets 0.1 0.25 0.5]
                                 [--expert-mb 70.8] [--disk-gb-s 1 3 7] [--plot FILE.png]
 
-Traces are those of ``q4run run --trace``, or NumPy arrays (layers, tokens) of one expert each;
-without any, generated ones. ``--chunk N`` regroups tokens into passes of N, as prompts run. A
+Traces are those of ``q4run run --trace``, NumPy arrays (layers, tokens) of one expert each, or
+names of what comes with the bench: ``tiny-llama4``, recorded on a trained model (bench/recorded),
+and the generated ``slice`` and ``scout`` (Scout's shape, 6 and 48 layers, even routing) and
+``skewed``; without any, all four. ``--chunk N`` regroups tokens into passes of N, as prompts run. A
 budget is the share of all experts that fit. A hit is an expert that a pass finds in RAM when its
 layer asks for it, counted from an empty cache; a pass of many tokens wants an expert once.
 
@@ -27,7 +29,9 @@ import heapq
 import math
 import sys
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +39,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from q4run.bench.arguments import count, positive, share
 from q4run.bench.traces import Trace, in_chunks, made_trace, read_trace
 from q4run.errors import Error
 from q4run.experts.policies import POLICIES, Key, Policy
@@ -198,13 +203,24 @@ def plot(path: Path, measured: list[tuple[Trace, list[Result]]]) -> None:
         raise Error(f"{path}: the plot cannot be written: {error}") from error
 
 
-def generated_traces() -> list[Trace]:
-    """Scout's shape with even routing, a slice and whole; and many small experts, skewed."""
-    return [
-        made_trace(6, 16, 1, 3000),
-        made_trace(48, 16, 1, 500),
-        made_trace(12, 128, 8, 300, skew=1.0, reuse=0.3),
-    ]
+def find_trace(name: str) -> Trace:
+    """What comes with the bench under a name, or else the file of that name.
+
+    Raises Error where it is no trace or cannot be read.
+    """
+    return SHIPPED[name]() if name in SHIPPED else read_trace(Path(name))
+
+
+def _recorded(name: str) -> Trace:
+    return replace(read_trace(Path(__file__).parent / "recorded" / f"{name}.npy"), name=name)
+
+
+SHIPPED: dict[str, Callable[[], Trace]] = {
+    "tiny-llama4": partial(_recorded, "tiny-llama4"),
+    "slice": partial(made_trace, 6, 16, 1, 3000),
+    "scout": partial(made_trace, 48, 16, 1, 500),
+    "skewed": partial(made_trace, 12, 128, 8, 300, skew=1.0, reuse=0.3),
+}
 
 
 def main(words: list[str] | None = None) -> None:
@@ -212,7 +228,7 @@ def main(words: list[str] | None = None) -> None:
     try:
         if arguments.plot and find_spec("matplotlib") is None:
             raise Error("--plot needs matplotlib: pip install 'q4run[bench]'")
-        traces = [read_trace(path) for path in arguments.traces] or generated_traces()
+        traces = [find_trace(name) for name in arguments.traces or SHIPPED]
         if arguments.chunk > 1:
             traces = [in_chunks(trace, arguments.chunk) for trace in traces]
         measured = []
@@ -232,36 +248,14 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("traces", nargs="*", type=Path, metavar="TRACE")
-    add("--budgets", nargs="+", type=_share, default=[0.1, 0.25, 0.5], metavar="SHARE")
-    add("--expert-mb", type=_positive, default=_SCOUT_EXPERT_MB, help="size of one expert")
-    add("--disk-gb-s", nargs="+", type=_positive, default=[1.0, 3.0, 7.0], metavar="SPEED")
-    add("--chunk", type=_count, default=1, help="tokens of a pass, as in prompts")
-    add("--in-flight", type=_count, default=4, help="experts read at the same time, at most")
+    add("traces", nargs="*", metavar="TRACE")
+    add("--budgets", nargs="+", type=share, default=[0.1, 0.25, 0.5], metavar="SHARE")
+    add("--expert-mb", type=positive, default=_SCOUT_EXPERT_MB, help="size of one expert")
+    add("--disk-gb-s", nargs="+", type=positive, default=[1.0, 3.0, 7.0], metavar="SPEED")
+    add("--chunk", type=count, default=1, help="tokens of a pass, as in prompts")
+    add("--in-flight", type=count, default=4, help="experts read at the same time, at most")
     add("--plot", type=Path, metavar="FILE")
     return parser
-
-
-def _positive(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{word}: not a number above 0")
-    return value
-
-
-def _share(word: str) -> float:
-    if (value := _positive(word)) > 1:
-        raise argparse.ArgumentTypeError(f"{word}: not a share of the experts, 1 at most")
-    return value
-
-
-def _count(word: str) -> int:
-    if not word.isdecimal() or (value := int(word)) < 1:
-        raise argparse.ArgumentTypeError(f"{word}: not a whole number above 0")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """q4run and llama.cpp on the same file, in turn, each run in a process of its own.
 
 Both get the same tokens, the same number of threads, the same context and the same type of keys
-and values. Without a limit things are warm: an uncounted run comes first, and llama.cpp repacks the
-weights, its default. Under a limit everything is cold: the page cache is dropped before each run,
-and llama.cpp runs from its memory map, since repacking would copy the model into memory.
+and values. Under a limit, and where a cold start is asked for, the page cache is dropped before
+each process begins. Under a limit llama.cpp runs from its memory map, since repacking the weights,
+its default, would copy the model into memory.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+
+import psutil
 
 from q4run.bench import llama_cpp_speed
 from q4run.bench.figures import Figures
@@ -25,17 +27,25 @@ from q4run.gguf_file import open_gguf
 from q4run.memory import format_size
 
 Q4RUN = "q4run"
+PLAIN = "q4run, pread + LRU"
 LLAMA_CPP = "llama.cpp"
 # Of what the limit leaves beside the allowance; the rest is for the page cache.
 _BUDGET_SHARE = 0.98
+# For a killed process to give its memory back.
+_PATIENCE_S = 30.0
 
-# Hears of the program that runs now, of the runs done, and of all.
+# Hears of the program that runs now, of the processes that are over, and of all.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one run is to do; its JSON is the standard input of the process that does it."""
+    """What one process is to do; its JSON is the standard input of the process that does it.
+
+    passes: how often prompt and continuation run and count; with ``warm_up`` they run once before
+    that, else the first is cold. repack: whether llama.cpp may. watch_disk: whether q4run looks,
+    while it waits for the disk, if that works.
+    """
 
     model: str
     prompt: list[int]
@@ -45,8 +55,12 @@ class Request:
     kv_type: str = "f16"
     io: str = "auto"
     cache: str = "layers"
+    prefetch: str = "auto"
     ram_budget: str | int | None = None
     warm_up: bool = True
+    passes: int = 1
+    repack: bool = True
+    watch_disk: bool = True
 
 
 def run_in_turn(
@@ -54,34 +68,50 @@ def run_in_turn(
     *,
     runs: int,
     peer_python: str | None = None,
+    with_plain: bool = False,
     limit: int | None = None,
+    enforce: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, list[Figures]]:
-    """The figures of every run: those of Q4RUN and, with ``peer_python``, of LLAMA_CPP.
+    """The figures of every pass of every run, by program: Q4RUN, with ``with_plain`` PLAIN,
+    and with ``peer_python`` LLAMA_CPP.
 
     peer_python: a Python that has llama-cpp-python (``check_peer``). limit: bytes of memory that
-    each process gets, page cache included (Linux, as root). Raises Error where a run fails.
+    each process gets, page cache included (Linux, as root); without ``enforce`` q4run is only told
+    to get along with so much. Raises Error where a run fails. No process outlives an exception.
     """
-    programs = {Q4RUN: [sys.executable, "-P", "-m", "q4run.bench.speed"]}
-    if peer_python:
-        programs[LLAMA_CPP] = [peer_python, llama_cpp_speed.__file__]
     if limit is not None:
         request = _within(limit, request)
+    ours = [sys.executable, "-P", "-m", "q4run.bench.speed"]
+    programs = {Q4RUN: ours}
+    if with_plain:
+        programs[PLAIN] = ours
+    if peer_python:
+        programs[LLAMA_CPP] = [peer_python, llama_cpp_speed.__file__]
+    is_cold = limit is not None or not request.warm_up
     results: dict[str, list[Figures]] = {name: [] for name in programs}
-    with memory_cgroup(limit) if limit is not None else nullcontext() as group:
+    with memory_cgroup(limit) if limit is not None and enforce else nullcontext() as group:
         for run in range(runs):
-            for i, (name, command) in enumerate(programs.items()):
+            # There and back: what one leaves behind, it leaves to all.
+            in_turn = list(programs.items())[:: -1 if run % 2 else 1]
+            for i, (name, command) in enumerate(in_turn):
                 if progress:
                     progress(name, run * len(programs) + i, runs * len(programs))
+                for part in open_gguf(request.model).parts if is_cold else ():
+                    drop_from_page_cache(part)
                 if group is not None:
-                    for part in open_gguf(request.model).parts:
-                        drop_from_page_cache(part)
                     command = inside(group, command)
-                figures = _run(name, command, request)
-                results[name].append(figures)
+                figures = _run(name, command, plain(request) if name == PLAIN else request)
+                results[name] += figures
                 # The peer gets what q4run chose, and its later runs the same.
-                request = replace(request, threads=figures["threads"])
+                request = replace(request, threads=figures[0]["threads"])
     return results
+
+
+def plain(request: Request) -> Request:
+    """The same without what is clever: buffered reads, the least recently used leaves, and nothing
+    is guessed."""
+    return replace(request, io="pread", cache="lru", prefetch="never")
 
 
 def _within(limit: int, request: Request) -> Request:
@@ -91,38 +121,64 @@ def _within(limit: int, request: Request) -> Request:
             f" {format_size(INTERPRETER_ALLOWANCE)}"
         )
     budget = int((limit - INTERPRETER_ALLOWANCE) * _BUDGET_SHARE)
-    return replace(request, warm_up=False, ram_budget=request.ram_budget or budget)
+    return replace(request, repack=False, ram_budget=request.ram_budget or budget)
 
 
-def _run(name: str, command: list[str], request: Request) -> Figures:
-    done = subprocess.run(
-        command, input=json.dumps(asdict(request)), capture_output=True, text=True, check=False
-    )
-    if done.returncode == -signal.SIGKILL:
+def _run(name: str, command: list[str], request: Request) -> list[Figures]:
+    """The figures of each pass."""
+    status, output, complaints = _communicate(command, json.dumps(asdict(request)))
+    if status == -signal.SIGKILL:
         raise Error(
             f"a run of {name} was killed: most likely it wanted more memory than it may have"
         )
-    if done.returncode:
-        last_words = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-        raise Error(f"a run of {name} ended with status {done.returncode}: {''.join(last_words)}")
+    if status:
+        last_words = [line for line in complaints.splitlines() if line.strip()][-1:]
+        raise Error(f"a run of {name} ended with status {status}: {''.join(last_words)}")
     try:
-        figures: Figures = json.loads(done.stdout.splitlines()[-1])
+        printed = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
-        raise Error(f"a run of {name} printed no figures: is {command[0]} a Python?") from None
-    if "error" in figures:
-        raise Error(figures["error"])
-    return figures
+        printed = None
+    if isinstance(printed, dict) and "error" in printed:
+        raise Error(printed["error"])
+    if not isinstance(printed, list):
+        raise Error(f"a run of {name} printed no figures: is {command[0]} a Python?")
+    return printed
 
 
-def check_peer(python: str) -> None:
-    """Raises Error where ``python`` cannot run llama.cpp."""
+def _communicate(command: list[str], text: str) -> tuple[int, str, str]:
+    """Status, standard output and standard error of a command, which ends with any exception."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            output, complaints = process.communicate(text)
+        except BaseException:
+            _kill(process)
+            raise
+    return process.returncode, output, complaints
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Ends a process and what it has started, as a script around a program does; waits for them."""
+    with suppress(psutil.Error):
+        family = [psutil.Process(process.pid)]
+        family += family[0].children(recursive=True)
+        for member in family:
+            with suppress(psutil.Error):
+                member.kill()
+        psutil.wait_procs(family, timeout=_PATIENCE_S)
+    process.wait(_PATIENCE_S)
+
+
+def check_peer(python: str) -> str:
+    """What of llama.cpp ``python`` has; raises Error where it cannot run it."""
+    code = "import llama_cpp; print('llama-cpp-python', llama_cpp.__version__)"
     try:
-        command = [python, "-c", "import llama_cpp"]
-        able = not subprocess.run(command, capture_output=True, check=False).returncode
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        if not done.returncode:
+            return done.stdout.strip()
     except OSError:
-        able = False
-    if not able:
-        raise Error(
-            f"{python} cannot import llama_cpp: install llama-cpp-python, which q4run's [bench]"
-            " extra brings along, or name a Python that has it with --peer-python"
-        )
+        pass
+    raise Error(
+        f"{python} cannot import llama_cpp: install llama-cpp-python, which q4run's [bench]"
+        " extra brings along, or name a Python that has it with --peer-python"
+    )

@@ -16,6 +16,9 @@ def median_of(runs: list[Figures]) -> Figures:
 
 
 def _median(values: list[Any]) -> Any:
+    values = [value for value in values if value is not None]
+    if not values:
+        return None
     first = values[0]
     if isinstance(first, dict):
         return {key: _median([value[key] for value in values]) for key in first}

@@ -1,4 +1,4 @@
-"""One run of llama.cpp, for ``q4run.bench.compare``: a request in, its figures out, both JSON.
+"""llama.cpp's runs, for ``q4run.bench.compare``: a request in, their figures out, both JSON.
 
 Run as a script, by a Python that need have nothing but llama-cpp-python.
 """
@@ -15,14 +15,14 @@ def load(request: dict[str, Any]) -> Any:
     """The model as llama-cpp-python loads it, but for what the request sets.
 
     Its default is to repack weights into a copy in RAM beside its memory map of the file. Where
-    memory is limited that copy would get it killed: ``warm_up`` false turns it off.
+    memory is limited that copy would get it killed: ``repack`` false turns it off.
     """
     library = importlib.import_module("llama_cpp")
     defaults = library.llama_model_default_params
 
     def model_parameters() -> Any:
         parameters = defaults()
-        parameters.use_extra_bufts = request["warm_up"]
+        parameters.use_extra_bufts = request["repack"]
         return parameters
 
     # The constructor below has no argument for it.
@@ -42,38 +42,45 @@ def load(request: dict[str, Any]) -> Any:
     )
 
 
-def measure(request: dict[str, Any]) -> dict[str, Any]:
+def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
     """What ``q4run.bench.speed.measure`` tells of q4run, as far as it applies."""
     prompt, continuation = request["prompt"], request["continuation"]
     started = time.perf_counter()
     model = load(request)
     load_s = time.perf_counter() - started
-    prompt_s, decode_s, read = run(model, prompt, continuation)
-    first_token_s = prompt_s
-    if request["warm_up"]:
-        prompt_s, decode_s, read = run(model, prompt, continuation)
-    return {
-        "model": request["model"],
-        "threads": request["threads"],
-        "io": "mmap",
-        "ram_budget": None,
-        "prefill": {
-            "tokens": len(prompt),
-            "tok_s": len(prompt) / prompt_s,
-            "disk_bytes": read[0],
-        },
-        "decode": {
-            "tokens": len(continuation),
-            "tok_s": len(continuation) / decode_s,
-            "bytes_per_token": None,
-            "read_limit_ratio": None,
-            "disk_bytes": read[1],
-        },
-        "load_s": load_s,
-        "first_token_s": first_token_s,
-        "peak_rss": peak_rss(),
-        "experts": {"hit_rate": None, "bytes_read": None, "read_gb_s": None, "wait_s": None},
-    }
+    n_uncounted = int(request["warm_up"])
+    passes = [run(model, prompt, continuation) for _ in range(n_uncounted + request["passes"])]
+    unknown = dict.fromkeys(("floor_bytes", "busy_share"))
+    return [
+        {
+            "model": request["model"],
+            "threads": request["threads"],
+            "io": "mmap",
+            "ram_budget": None,
+            "start": "warm" if i or n_uncounted else "cold",
+            "prefill": {
+                "tokens": len(prompt),
+                "tok_s": len(prompt) / prompt_s,
+                "disk_bytes": read[0],
+                "once_per_chunk_bytes": None,
+                "wait_s": None,
+                **unknown,
+            },
+            "decode": {
+                "tokens": len(continuation),
+                "tok_s": len(continuation) / decode_s,
+                "bytes_per_token": None,
+                "read_limit_ratio": None,
+                "disk_bytes": read[1],
+                **unknown,
+            },
+            "load_s": load_s,
+            "first_token_s": passes[0][0],
+            "peak_rss": peak_rss(),
+            "experts": {"hit_rate": None, "bytes_read": None, "read_gb_s": None, "wait_s": None},
+        }
+        for i, (prompt_s, decode_s, read) in enumerate(passes[n_uncounted:])
+    ]
 
 
 def run(

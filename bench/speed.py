@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 import q4run
+from q4run.bench.disk_watch import DiskWatch
 from q4run.bench.figures import Figures
 from q4run.bench.llama_cpp_speed import difference, disk_bytes
 from q4run.errors import Error
@@ -34,68 +38,131 @@ def measure(
     *,
     runs: int = 1,
     warm_up: bool = True,
+    watch_disk: bool = True,
 ) -> list[Figures]:
     """Runs ``prompt`` in batches and then ``continuation`` token by token, as often as asked.
 
     The model must be freshly loaded, and its context hold both. With ``warm_up`` all of it first
-    runs once more, of which only ``first_token_s`` tells: what the very first prompt took.
-    ``experts`` tells of decoding alone; its ``read_gb_s`` is what was read over all the time that
-    decoding took. ``read_limit_ratio`` is left to whoever knows the limit.
+    runs once more, of which only ``first_token_s`` tells: what the very first prompt took. Without,
+    the first run is a cold one. ``experts`` tells of decoding alone; its ``read_gb_s`` is what was
+    read over all the time that decoding took. ``floor_bytes`` are those of the experts that had to
+    come from disk: of a prompt in all, in decoding per token. ``read_limit_ratio`` is left to
+    whoever knows the limit. watch_disk: whether ``busy_share``, the disk's share in the waiting, is
+    looked at, by a thread of its own.
     """
     n_bytes = weight_bytes_per_token(model.path)
-    first_token_s = _run(model, prompt, continuation)[0] if warm_up else None
-    measured = []
-    for _ in range(runs):
-        prompt_s, decode_s, stats, read = _run(model, prompt, continuation)
-        first_token_s = first_token_s or prompt_s
-        figures: Figures = {
+    nothing_waits = warm_up and model.plan.all_resident
+    files = open_gguf(model.path).parts if watch_disk and not nothing_waits else ()
+    with DiskWatch(files, lambda: model._store.is_waiting) as watch:
+        phases = [_run(model, watch, prompt, continuation) for _ in range(warm_up + runs)]
+    return [
+        {
             "model": str(model.path),
             "threads": model.threads,
             "io": model.io,
             "ram_budget": model.plan.budget,
+            "start": "warm" if i or warm_up else "cold",
             "prefill": {
                 "tokens": len(prompt),
-                "tok_s": len(prompt) / prompt_s,
-                "disk_bytes": read[0],
+                "tok_s": len(prompt) / prefill.seconds,
+                "disk_bytes": prefill.disk_bytes,
+                "floor_bytes": _prompt_floor(model, len(prompt), prefill),
+                "once_per_chunk_bytes": _n_chunks(model, len(prompt)) * _expert_bytes(model),
+                "wait_s": prefill.stats.wait_s,
+                "busy_share": prefill.busy_share,
             },
             "decode": {
                 "tokens": len(continuation),
-                "tok_s": len(continuation) / decode_s,
+                "tok_s": len(continuation) / decode.seconds,
                 "bytes_per_token": n_bytes,
                 "read_limit_ratio": None,
-                "disk_bytes": read[1],
+                "disk_bytes": decode.disk_bytes,
+                "floor_bytes": _token_floor(model, decode.stats.hit_rate),
+                "busy_share": decode.busy_share,
             },
             "load_s": model.load_s,
-            "first_token_s": first_token_s,
-            "peak_rss": stats.peak_rss,
+            "first_token_s": phases[0][0].seconds,
+            "peak_rss": decode.stats.peak_rss,
             "experts": {
-                "hit_rate": stats.hit_rate,
-                "bytes_read": stats.bytes_read,
-                "read_gb_s": stats.bytes_read / decode_s / 1e9,
-                "wait_s": stats.wait_s,
+                "hit_rate": decode.stats.hit_rate,
+                "bytes_read": decode.stats.bytes_read,
+                "read_gb_s": decode.stats.bytes_read / decode.seconds / 1e9,
+                "wait_s": decode.stats.wait_s,
             },
         }
-        measured.append(figures)
-    return measured
+        for i, (prefill, decode) in enumerate(phases[warm_up:])
+    ]
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A prompt, or the decoding after it: what it took, and what was in RAM when it began."""
+
+    seconds: float
+    stats: Stats
+    disk_bytes: int | None
+    busy_share: float | None
+    n_resident: int
 
 
 def _run(
-    model: Model, prompt: Sequence[int], continuation: Sequence[int]
-) -> tuple[float, float, Stats, tuple[int | None, int | None]]:
-    """Seconds that the prompt and decoding took, what the model did in the latter, and the bytes
-    that came from disk in each."""
+    model: Model, watch: DiskWatch, prompt: Sequence[int], continuation: Sequence[int]
+) -> tuple[_Phase, _Phase]:
+    def decode() -> None:
+        for token in continuation:
+            model.session.step(token)
+
     model.session.clear()
-    read_before = disk_bytes()
+    return (
+        _timed(model, watch, lambda: model.session.feed(prompt)),
+        _timed(model, watch, decode),
+    )
+
+
+def _timed(model: Model, watch: DiskWatch, work: Callable[[], object]) -> _Phase:
+    n_resident = int(np.count_nonzero(model._store.slots.addresses))
+    stats, read, looks = model.stats, disk_bytes(), watch.looks
     started = time.perf_counter()
-    model.session.feed(prompt)
-    prompt_s = time.perf_counter() - started
-    before, read_between = model.stats, disk_bytes()
-    started = time.perf_counter()
-    for token in continuation:
-        model.session.step(token)
-    decode_s = time.perf_counter() - started
-    read = difference(read_before, read_between), difference(read_between, disk_bytes())
-    return prompt_s, decode_s, model.stats - before, read
+    work()
+    seconds = time.perf_counter() - started
+    return _Phase(
+        seconds,
+        model.stats - stats,
+        difference(read, disk_bytes()),
+        watch.looks.share_since(looks),
+        n_resident,
+    )
+
+
+def _expert_bytes(model: Model) -> int:
+    """What all experts take in the file."""
+    return model._store.layout.n_bytes
+
+
+def _n_chunks(model: Model, n_tokens: int) -> int:
+    return -(-n_tokens // model.plan.n_batch)
+
+
+def _prompt_floor(model: Model, n_tokens: int, prompt: _Phase) -> int | None:
+    """Bytes that no cache can spare a prompt: of the experts that its first chunk wants, those that
+    are not in RAM, and of each later chunk's those that cannot have stayed there."""
+    if not model.plan.n_experts:
+        return None
+    in_ram = prompt.n_resident + (_n_chunks(model, n_tokens) - 1) * model.plan.n_slots
+    missing = max(0, prompt.stats.hits + prompt.stats.misses - in_ram)
+    return missing * _expert_bytes(model) // model.plan.n_experts
+
+
+def _token_floor(model: Model, hit_rate: float | None) -> float | None:
+    """Bytes per token that a hit rate leaves to be read: of the experts that a token wants."""
+    if hit_rate is None:
+        return None
+    routed = sum(
+        moe.n_expert_used * sum(matrix.n_bytes for matrix in matrices)
+        for i, matrices in model._store.layout.layers.items()
+        if (moe := model.config.layers[i].moe)
+    )
+    return (1 - hit_rate) * routed
 
 
 def weight_bytes_per_token(path: Path) -> int | None:
@@ -118,9 +185,10 @@ def weight_bytes_per_token(path: Path) -> int | None:
 
 
 def main() -> None:
-    """One run in a process of its own: a request (``compare.Request``) in, its figures out."""
+    """Runs in a process of its own: a request (``compare.Request``) in, out a list of the figures
+    of each pass, or an error, as a line of JSON."""
     request = json.load(sys.stdin)
-    prompt, continuation = request["prompt"], request["continuation"]
+    printed: object
     try:
         with q4run.load(
             request["model"],
@@ -128,13 +196,21 @@ def main() -> None:
             threads=request["threads"],
             io=request["io"],
             cache=request["cache"],
+            prefetch=request["prefetch"],
             context=request["context"],
             kv_type=request["kv_type"],
         ) as model:
-            (figures,) = measure(model, prompt, continuation, warm_up=request["warm_up"])
+            printed = measure(
+                model,
+                request["prompt"],
+                request["continuation"],
+                runs=request["passes"],
+                warm_up=request["warm_up"],
+                watch_disk=request["watch_disk"],
+            )
     except (Error, OSError) as error:
-        figures = {"error": str(error)}
-    print(json.dumps(figures))
+        printed = {"error": str(error)}
+    print(json.dumps(printed))
 
 
 if __name__ == "__main__":

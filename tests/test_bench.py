@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from commands import assert_one_error_line, command, invoke
+from fake_peer import DISK_BYTES, make_fake_peer
 
 import q4run
 from q4run.bench import compare, limits, llama_cpp_speed, memory_limit, speed
@@ -19,29 +20,42 @@ from q4run.bench.figures import median_of, ratios_of
 from q4run.bench.geometries import Geometry
 from q4run.bench.synthetic import write_model
 from q4run.budget import INTERPRETER_ALLOWANCE
+from q4run.memory import format_size
 
-# Linux counts for each process what it fetches from disk.
-DISK_BYTES = int if Path("/proc/self/io").exists() else type(None)
 KEYS = {
     "model": str,
     "threads": int,
     "io": str,
     "ram_budget": int,
-    "prefill": {"tokens": int, "tok_s": float, "disk_bytes": DISK_BYTES},
+    "start": str,
+    "prefill": {
+        "tokens": int,
+        "tok_s": float,
+        "disk_bytes": DISK_BYTES,
+        "floor_bytes": int,
+        "once_per_chunk_bytes": int,
+        "wait_s": float,
+        "busy_share": type(None),  # nothing waits where all is in RAM
+    },
     "decode": {
         "tokens": int,
         "tok_s": float,
         "bytes_per_token": int,
         "read_limit_ratio": float,
         "disk_bytes": DISK_BYTES,
+        "floor_bytes": float,
+        "busy_share": type(None),
     },
     "load_s": float,
     "first_token_s": float,
     "peak_rss": int,
     "experts": {"hit_rate": float, "bytes_read": int, "read_gb_s": float, "wait_s": float},
 }
+UNKNOWN = dict.fromkeys(("floor_bytes", "once_per_chunk_bytes", "wait_s"), type(None))
 PEER_KEYS = KEYS | {
     "ram_budget": type(None),
+    "prefill": KEYS["prefill"] | UNKNOWN,
+    "decode": KEYS["decode"] | {"floor_bytes": type(None)},
     "experts": dict.fromkeys(KEYS["experts"], type(None)),
 }
 RATIO_KEYS = {"prefill": float, "decode": float, "peak_rss": float}
@@ -196,41 +210,12 @@ def test_a_file_that_is_no_model_is_one_error_line(arguments, tmp_path):
     assert_one_error_line(result.stderr)
 
 
-# A Python that has llama-cpp-python, as far as q4run can tell: it notes what it is asked for.
-FAKE_PEER = """
-    #!{python}
-    import json, sys
-    if sys.argv[1] == "-c":
-        sys.exit({able} - 1)
-    request = json.load(sys.stdin)
-    with open({log!r}, "a") as log:
-        log.write(json.dumps([sys.argv[1], request]) + "\\n")
-    if {fails}:
-        sys.exit("the peer is out of sorts")
-    print("chatter on standard output")
-    print(json.dumps(dict(
-        model=request["model"], threads=request["threads"], io="mmap", ram_budget=None,
-        prefill=dict(tokens=len(request["prompt"]), tok_s=200.0, disk_bytes={disk_bytes}),
-        decode=dict(tokens=len(request["continuation"]), tok_s=50.0, bytes_per_token=None,
-                    read_limit_ratio=None, disk_bytes={disk_bytes}),
-        load_s=1.5, first_token_s=0.5, peak_rss=10**9,
-        experts=dict(hit_rate=None, bytes_read=None, read_gb_s=None, wait_s=None))))
-"""
-
-
 @pytest.fixture
 def peer(tmp_path):
     """Makes a fake peer; returns its path and that of its log."""
 
-    def make(*, able: bool = True, fails: bool = False) -> tuple[Path, Path]:
-        path, log = tmp_path / "peer", tmp_path / "log"
-        disk_bytes = 10**6 if DISK_BYTES is int else None
-        source = FAKE_PEER.format(
-            python=sys.executable, able=able, fails=fails, log=str(log), disk_bytes=disk_bytes
-        )
-        path.write_text(textwrap.dedent(source).lstrip())
-        path.chmod(0o755)
-        return path, log
+    def make(**behaviour: Any) -> tuple[Path, Path]:
+        return make_fake_peer(tmp_path, **behaviour)
 
     return make
 
@@ -261,8 +246,12 @@ def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_lim
             "kv_type": "f16",
             "io": "auto",
             "cache": "layers",
+            "prefetch": "auto",
             "ram_budget": None,
             "warm_up": True,
+            "passes": 1,
+            "repack": True,
+            "watch_disk": True,
         }
 
 
@@ -296,7 +285,7 @@ def test_a_peer_that_fails_is_one_error_line(model, peer):
 
 def test_a_peer_that_prints_no_figures_is_no_python(model):
     request = compare.Request(str(model), [1], [2], context=8)
-    for words in (["true"], ["echo", "hello"]):
+    for words in (["true"], ["echo", "hello"], ["echo", "3"], ["echo", "{}"]):
         with pytest.raises(q4run.Error, match=f"printed no figures: is {words[0]} a Python"):
             compare._run("llama.cpp", words, request)
 
@@ -310,18 +299,19 @@ def test_what_q4run_cannot_do_is_told_as_it_tells_it(model):
 def test_programs_take_turns(model, monkeypatch):
     heard, ran = [], []
 
-    def run(name: str, command: list[str], request: compare.Request) -> dict[str, Any]:
+    def run(name: str, command: list[str], request: compare.Request) -> list[dict[str, Any]]:
         ran.append((name, request.threads))
-        return {"threads": 2}
+        return [{"threads": 2}]
 
     monkeypatch.setattr(compare, "_run", run)
     request = compare.Request(str(model), [1], [2], context=8)
     results = compare.run_in_turn(
         request, runs=3, peer_python="python", progress=lambda *step: heard.append(step)
     )
-    assert [name for name, _ in ran] == ["q4run", "llama.cpp"] * 3
+    names = ["q4run", "llama.cpp", "llama.cpp", "q4run", "q4run", "llama.cpp"]
+    assert [name for name, _ in ran] == names
     assert [threads for _, threads in ran] == [None, 2, 2, 2, 2, 2]
-    assert heard == [(("q4run", "llama.cpp")[i % 2], i, 6) for i in range(6)]
+    assert heard == [(names[i], i, 6) for i in range(6)]
     assert {name: len(runs) for name, runs in results.items()} == {"q4run": 3, "llama.cpp": 3}
 
 
@@ -333,6 +323,11 @@ def test_medians_keep_whole_numbers_whole():
     middle = median_of(runs)
     assert middle == {"peak_rss": 9, "n": 2, "x": {"rate": 2.5, "io": "pread", "none": None}}
     assert type(middle["n"]) is int
+
+
+def test_medians_are_of_what_is_known():
+    runs = [{"peak_rss": 1, "share": share} for share in (None, 0.5, 0.7, None, 0.9)]
+    assert median_of(runs)["share"] == 0.7
 
 
 def test_ratios_are_taken_pair_by_pair():
@@ -367,8 +362,12 @@ FAKE_LIBRARY = """
 """
 
 
-@pytest.mark.parametrize("warm_up", [True, False])
-def test_the_peers_script(warm_up, tmp_path):
+@pytest.mark.parametrize(
+    ("warm_up", "passes", "starts"),
+    [(True, 1, ["warm"]), (False, 1, ["cold"]), (False, 2, ["cold", "warm"])],
+)
+@pytest.mark.parametrize("repack", [True, False])
+def test_the_peers_script(warm_up, passes, starts, repack, tmp_path):
     package = tmp_path / "llama_cpp"
     package.mkdir()
     (package / "__init__.py").write_text(textwrap.dedent(FAKE_LIBRARY))
@@ -382,8 +381,12 @@ def test_the_peers_script(warm_up, tmp_path):
         "kv_type": "f32",
         "io": "auto",
         "cache": "layers",
+        "prefetch": "auto",
         "ram_budget": None,
         "warm_up": warm_up,
+        "passes": passes,
+        "repack": repack,
+        "watch_disk": True,
     }
     done = subprocess.run(
         [sys.executable, llama_cpp_speed.__file__],
@@ -394,20 +397,22 @@ def test_the_peers_script(warm_up, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    measured = json.loads(done.stdout)
+    assert [figures["start"] for figures in measured] == starts
     expected = PEER_KEYS["decode"] | dict.fromkeys(
         ("bytes_per_token", "read_limit_ratio"), type(None)
     )
-    assert shape_of(figures) == PEER_KEYS | {"decode": expected}
-    assert figures["peak_rss"] > 1 << 20
+    for figures in measured:
+        assert shape_of(figures) == PEER_KEYS | {"decode": expected}
+        assert figures["peak_rss"] > 1 << 20
     (load, *steps) = json.loads(done.stderr.splitlines()[-1])
     assert load[:2] == ["load", "m.gguf"]
     assert load[2]["n_ctx"] == 64
     assert load[2]["n_threads"] == load[2]["n_threads_batch"] == 3
     assert load[2]["type_k"] == load[2]["type_v"] == 0
-    assert load[3] is warm_up
+    assert load[3] is repack
     once = [["reset"], ["eval", [5, 6, 7]], ["eval", [8]], ["eval", [9]]]
-    assert steps == once * (1 + warm_up)
+    assert steps == once * (passes + warm_up)
 
 
 @pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
@@ -446,10 +451,11 @@ def test_a_limit_is_enforced_and_leaves_nothing_behind(cgroups):
 
 def test_runs_under_a_limit_begin_cold_and_stay_within_it(cgroups, model):
     limit = INTERPRETER_ALLOWANCE + 50_000_000
-    request = compare.Request(str(model), [1, 2, 3], [4, 5], context=8, threads=1)
+    request = compare.Request(str(model), [1, 2, 3], [4, 5], context=8, threads=1, warm_up=False)
     (figures,) = compare.run_in_turn(request, runs=1, limit=limit)["q4run"]
     assert figures["ram_budget"] == 49_000_000
     assert figures["peak_rss"] < limit
+    assert figures["start"] == "cold"
     assert figures["first_token_s"] == pytest.approx(3 / figures["prefill"]["tok_s"])
 
 
@@ -457,7 +463,10 @@ def test_under_a_limit_the_peer_runs_from_its_map(cgroups, model, peer):
     python, log = peer()
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python, "--limit", "600M")
     assert result.exit_code == 0, result.stderr
-    assert all(not json.loads(line)[1]["warm_up"] for line in log.read_text().splitlines())
+    for line in log.read_text().splitlines():
+        asked = json.loads(line)[1]
+        assert not asked["warm_up"]
+        assert not asked["repack"]
 
 
 def test_a_run_that_is_killed_says_so(cgroups):
@@ -468,10 +477,10 @@ def test_a_run_that_is_killed_says_so(cgroups):
 
 
 def test_a_limit_that_python_alone_exceeds_is_an_error(model):
-    result = bench(model, "--limit", "300M")
+    result = bench(model, "--limit", INTERPRETER_ALLOWANCE)
     assert result.exit_code == 1
     assert_one_error_line(result.stderr)
-    assert "limit of 300 MB" in result.stderr
+    assert f"limit of {format_size(INTERPRETER_ALLOWANCE)}" in result.stderr
 
 
 def test_the_read_limit_is_a_plausible_speed(monkeypatch):

@@ -12,20 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from q4run.cli import options
-from q4run.cli.terminal import Waiting, printable, stderr_console
+from q4run.cli.terminal import Waiting, printable
 from q4run.errors import Error
 from q4run.memory import format_size, parse_size, total_memory
 
 if TYPE_CHECKING:
     from q4run.bench.figures import Figures
-
-# Into a pipe, rows must not be folded to the 80 columns that rich assumes there.
-_PIPE_WIDTH = 120
-
 
 Context = Annotated[
     int | None,
@@ -94,6 +89,7 @@ def bench(
     context: Context = None,
     io: options.IOMethod = options.IO.AUTO,
     cache: options.CachePolicy = options.Cache.LAYERS,
+    prefetch: options.PrefetchGuesses = options.Prefetch.AUTO,
     kv_type: options.KV = options.KVType.F16,
 ) -> None:
     """Measure speed, memory and bytes read; compare them with llama.cpp's.
@@ -126,6 +122,7 @@ def bench(
             io=io,
             kv_type=kv_type,
             cache=cache,
+            prefetch=prefetch,
         ) as opened:
             ids = speed.choose_tokens(opened.path, prompt_tokens, tokens)
             with Waiting("measuring"):
@@ -141,7 +138,9 @@ def bench(
             kv_type=kv_type.value,
             io=io.value,
             cache=cache.value,
+            prefetch=prefetch.value,
             ram_budget=ram_budget,
+            warm_up=limit_bytes is None,
         )
         with Waiting("measuring") as waiting:
             results = compare.run_in_turn(
@@ -167,19 +166,18 @@ def _report(results: dict[str, list[Figures]], json_output: bool) -> None:
     """The table to standard output; with ``json_output`` to standard error, and the JSON."""
     from q4run.bench.figures import median_of, ratios_of, set_read_limit
     from q4run.bench.memory_limit import read_limit
+    from q4run.bench.report import console, threads_of
 
     ours, *peers = results.values()
     limit = read_limit(ours[0]["threads"])
     for runs in results.values():
         set_read_limit(runs, limit, ours[0]["decode"]["bytes_per_token"])
     ratios = ratios_of(ours, peers[0]) if peers else None
-    console = stderr_console() if json_output else Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH, highlight=False, stderr=json_output)
-    console.print(_table(results, ratios))
-    console.print(
+    terminal = console(stderr=json_output)
+    terminal.print(_table(results, ratios))
+    terminal.print(
         f"Medians of the runs (least to most); memory gives {limit / 1e9:.1f} GB/s to"
-        f" {_threads(ours[0])}.",
+        f" {threads_of(ours[0])}.",
         style="dim",
     )
     if json_output:
@@ -192,19 +190,20 @@ def _report(results: dict[str, list[Figures]], json_output: bool) -> None:
 
 
 def _table(results: dict[str, list[Figures]], ratios: dict[str, list[float]] | None) -> Table:
+    from q4run.bench.report import number, threads_of, with_range
+
     first = next(iter(results.values()))[0]
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(printable(f"{Path(first['model']).name}, {_threads(first)}"))
+    table.add_column(printable(f"{Path(first['model']).name}, {threads_of(first)}"))
     for name in results:
         table.add_column(name, justify="right")
     if ratios:
         table.add_column("ratio", justify="right")
     for label, value, write, ratio in _rows(first):
-        numbers = [[value(run) for run in runs] for runs in results.values()]
-        if any(number is not None for row in numbers for number in row):
-            cells = [_with_range(row, write) for row in numbers]
+        cells = [with_range([value(run) for run in runs], write) for runs in results.values()]
+        if any(cells):
             if ratios:
-                cells.append(_with_range(ratios[ratio], _number) if ratio else "")
+                cells.append(with_range(ratios[ratio], number) if ratio else "")
             table.add_row(label, *cells)
     return table
 
@@ -215,6 +214,8 @@ _Row = tuple[str, _Value, Callable[[float], str], str | None]
 
 def _rows(first: Figures) -> list[_Row]:
     """Each row's label, its number in a run's figures, how that is written, its ratio's name."""
+    from q4run.bench.report import number, percent
+
     n_prompt, n_decode = first["prefill"]["tokens"], first["decode"]["tokens"]
 
     def read_per_token(run: Figures) -> float | None:
@@ -226,39 +227,17 @@ def _rows(first: Figures) -> list[_Row]:
         return None if n_bytes is None else n_bytes / n_decode
 
     return [
-        (f"prompt of {n_prompt}, tokens/s", lambda r: r["prefill"]["tok_s"], _number, "prefill"),
+        (f"prompt of {n_prompt}, tokens/s", lambda r: r["prefill"]["tok_s"], number, "prefill"),
         ("  from disk, all of it", lambda r: r["prefill"]["disk_bytes"], format_size, None),
-        (f"decoding {n_decode}, tokens/s", lambda r: r["decode"]["tok_s"], _number, "decode"),
-        ("  of memory's read limit", lambda r: r["decode"]["read_limit_ratio"], _percent, None),
+        (f"decoding {n_decode}, tokens/s", lambda r: r["decode"]["tok_s"], number, "decode"),
+        ("  of memory's read limit", lambda r: r["decode"]["read_limit_ratio"], percent, None),
         ("  weights per token", lambda r: r["decode"]["bytes_per_token"], format_size, None),
-        ("  experts found in RAM", lambda r: r["experts"]["hit_rate"], _percent, None),
+        ("  experts found in RAM", lambda r: r["experts"]["hit_rate"], percent, None),
         ("  read per token", read_per_token, format_size, None),
         ("  from disk per token", from_disk_per_token, format_size, None),
-        ("  waited for reads, s", lambda r: r["experts"]["wait_s"], _number, None),
-        ("loading, s", lambda r: r["load_s"], _number, None),
-        ("first prompt, s", lambda r: r["first_token_s"], _number, None),
+        ("  waited for reads, s", lambda r: r["experts"]["wait_s"], number, None),
+        ("  disk busy meanwhile", lambda r: r["decode"]["busy_share"], percent, None),
+        ("loading, s", lambda r: r["load_s"], number, None),
+        ("first prompt, s", lambda r: r["first_token_s"], number, None),
         ("peak memory", lambda r: r["peak_rss"], format_size, "peak_rss"),
     ]
-
-
-def _with_range(numbers: list[float | None] | list[float], write: Callable[[float], str]) -> str:
-    known = [number for number in numbers if number is not None]
-    if not known:
-        return ""
-    middle, least, most = (write(f(known)) for f in (statistics.median, min, max))
-    return middle if least == most else f"{middle}  ({least} to {most})"
-
-
-def _threads(run: Figures) -> str:
-    return f"{run['threads']} thread" + "s" * (run["threads"] > 1)
-
-
-def _number(number: float) -> str:
-    """Three digits: 1234, 43.9, 2.87."""
-    if number >= 99.95:
-        return f"{number:.0f}"
-    return f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

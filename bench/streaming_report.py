@@ -1,0 +1,225 @@
+"""What ``q4run.bench.streaming`` found: as a table for the screen, as Markdown, and as JSON."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from q4run.bench.compare import PLAIN, Q4RUN
+from q4run.bench.figures import Figures, median_of, ratios_of
+from q4run.bench.report import number, percent, threads_of, with_range
+from q4run.budget import INTERPRETER_ALLOWANCE
+from q4run.cli.terminal import printable
+from q4run.cores import usable_cores
+from q4run.memory import format_size, total_memory
+
+
+@dataclass(frozen=True)
+class Case:
+    """One limit (None: all the memory there is), begun ``cold`` or ``warm``: every program's runs,
+    q4run's first."""
+
+    limit: int | None
+    enforced: bool
+    start: str
+    results: dict[str, list[Figures]]
+
+    @property
+    def title(self) -> str:
+        if self.limit is None:
+            return f"no limit, {self.start}"
+        how = "enforced" if self.enforced else "UNENFORCED"
+        return f"{format_size(self.limit)} {how}, {self.start}"
+
+    @property
+    def ratios(self) -> dict[str, dict[str, list[float]]]:
+        """q4run over each other program, pair by pair."""
+        ours = self.results[Q4RUN]
+        return {name: ratios_of(ours, runs) for name, runs in self.results.items() if name != Q4RUN}
+
+
+@dataclass
+class Report:
+    """All cases, and what they were found with; peer: the version of llama.cpp, or nothing."""
+
+    model: str
+    when: date
+    command: str
+    peer: str
+    runs: int
+    cases: list[Case] = field(default_factory=list)
+
+
+_Value = Callable[[Figures], float | None]
+# A label, a run's value and how it is written; or the name of a ratio.
+_Row = tuple[str, _Value, Callable[[float], str]] | tuple[str, str]
+
+
+def rows_of(case: Case) -> list[tuple[str, list[str]]]:
+    """Labels, those of details indented by two spaces, and a cell for each program; none where
+    nothing is known of any."""
+    rows = []
+    for row in _rows(case.results[Q4RUN][0]):
+        if len(row) == 2:
+            label, ratio = row
+            ratios = case.ratios
+            cells = [
+                with_range(ratios[name][ratio], number) if name in ratios else ""
+                for name in case.results
+            ]
+        else:
+            label, value, write = row
+            cells = [with_range([value(r) for r in runs], write) for runs in case.results.values()]
+        if any(cells):
+            rows.append((label, cells))
+    return rows
+
+
+def _rows(first: Figures) -> list[_Row]:
+    n_prompt, n_decode = first["prefill"]["tokens"], first["decode"]["tokens"]
+
+    def from_disk(run: Figures) -> float | None:
+        return _over(run["decode"]["disk_bytes"], n_decode)
+
+    return [
+        (f"prompt of {n_prompt}, tokens/s", lambda r: r["prefill"]["tok_s"], number),
+        ("  q4run over it", "prefill"),
+        ("  waited for the disk, s", lambda r: r["prefill"]["wait_s"], number),
+        ("  disk busy meanwhile", lambda r: r["prefill"]["busy_share"], percent),
+        ("  read from disk", lambda r: r["prefill"]["disk_bytes"], format_size),
+        ("  floor", lambda r: r["prefill"]["floor_bytes"], format_size),
+        (
+            "  of all experts, once a chunk",
+            lambda r: _over(r["prefill"]["disk_bytes"], r["prefill"]["once_per_chunk_bytes"]),
+            percent,
+        ),
+        (f"decoding {n_decode}, tokens/s", lambda r: r["decode"]["tok_s"], number),
+        ("  q4run over it", "decode"),
+        ("  waited for the disk, s", lambda r: r["experts"]["wait_s"], number),
+        ("  disk busy meanwhile", lambda r: r["decode"]["busy_share"], percent),
+        ("  experts found in RAM", lambda r: r["experts"]["hit_rate"], percent),
+        ("  read from disk per token", from_disk, format_size),
+        ("  floor at that hit rate", lambda r: r["decode"]["floor_bytes"], format_size),
+        (
+            "  read, times the floor",
+            lambda r: _over(from_disk(r), r["decode"]["floor_bytes"]),
+            number,
+        ),
+        ("loading, s", lambda r: r["load_s"], number),
+        ("loading and first prompt, s", lambda r: r["load_s"] + r["first_token_s"], number),
+        ("peak memory", lambda r: r["peak_rss"], format_size),
+        ("  q4run over it", "peak_rss"),
+        ("  of budget and allowance", lambda r: _over(r["peak_rss"], _promise(r)), percent),
+    ]
+
+
+def _promise(run: Figures) -> int | None:
+    budget: int | None = run["ram_budget"]
+    return None if budget is None else budget + INTERPRETER_ALLOWANCE
+
+
+def _over(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
+def table_of(report: Report, case: Case) -> Table:
+    """A case for the screen."""
+    first = case.results[Q4RUN][0]
+    style = "bold" if case.enforced or case.limit is None else "bold yellow"
+    title = Text(printable(f"{report.model}, {threads_of(first)}, {case.title}"), style)
+    table = Table(box=box.SIMPLE_HEAD, title=title)
+    table.add_column("")
+    for name in case.results:
+        table.add_column(name, justify="right")
+    for label, cells in rows_of(case):
+        table.add_row(label, *cells)
+    return table
+
+
+def markdown_of(report: Report) -> str:
+    """A page with machine, date, command and a table for each case."""
+    first = report.cases[0].results[Q4RUN][0]
+    parts = [
+        f"# Streaming {report.model}",
+        f"{report.when.isoformat()}, {computer()}; {threads_of(first)}, reads by"
+        f" {first['io']}. "
+        + (f"llama.cpp is {report.peer}, from its memory map." * bool(report.peer)),
+        f"```bash\n{report.command}\n```",
+        f"{_how_often(report.runs)} What is read is the kernel's count; floors are what no cache"
+        " (prompt) or no cache of that hit rate (decoding) can do without."
+        f" {PLAIN}: `--io pread --cache lru --prefetch never`.",
+    ]
+    for case in report.cases:
+        parts.append(f"## {case.title[:1].upper()}{case.title[1:]}")
+        lines = ["| | " + " | ".join(case.results) + " |", "|---|" + "---:|" * len(case.results)]
+        for label, cells in rows_of(case):
+            name = label.replace("  ", "– ", 1) if label.startswith("  ") else label
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _how_often(runs: int) -> str:
+    if runs == 1:
+        return "One run of each."
+    return f"Medians of {runs} runs in turn (least to most); ratios are taken run by run."
+
+
+def json_of(report: Report) -> dict[str, Any]:
+    """Medians of every case, with all runs beside them."""
+    return {
+        "model": report.model,
+        "date": report.when.isoformat(),
+        "machine": computer(),
+        "command": report.command,
+        "peer": report.peer or None,
+        "cases": [
+            {
+                "limit": case.limit,
+                "enforced": case.enforced,
+                "start": case.start,
+                "programs": {
+                    name: median_of(runs) | {"runs": runs} for name, runs in case.results.items()
+                },
+                "ratio": {
+                    name: {key: statistics.median(values) for key, values in ratios.items()}
+                    for name, ratios in case.ratios.items()
+                },
+            }
+            for case in report.cases
+        ],
+    }
+
+
+def computer() -> str:
+    """This machine in a few words: cores, processor, RAM, system."""
+    n_cores = usable_cores()
+    cores = f"{n_cores} core" + "s" * (n_cores > 1)
+    system = f"{platform.system()} {platform.release()}"
+    return f"{cores} of {_processor()}, {format_size(total_memory())} of RAM, {system}"
+
+
+def _processor() -> str:
+    """The name that the system gives the processor, or its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return " ".join(value.split())
+    with suppress(OSError):
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if name := done.stdout.strip():
+            return name
+    return platform.machine()
