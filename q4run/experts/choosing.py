@@ -181,7 +181,7 @@ def _remember(path: Path, speeds: dict[str, float]) -> None:
     if not isinstance(known, dict):
         known = {}
     rounded = {name: round(speed) for name, speed in speeds.items()}
-    known[_device(path)] = rounded | {"when": round(time.time())}
+    known[_device(path)] = rounded | {"when": int(time.time())}
     part = _NOTES.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         part.parent.mkdir(parents=True, exist_ok=True)
