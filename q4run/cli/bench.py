@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from q4run.cli import options
+from q4run.cli.opening import open_model
 from q4run.cli.terminal import Waiting, printable
 from q4run.errors import Error
 from q4run.memory import format_size, parse_size, total_memory
@@ -114,7 +115,7 @@ def bench(
     results: dict[str, list[Figures]]
     # open_model also says what to do without a MODEL.
     if model is None or (vs is None and limit_bytes is None):
-        with options.open_model(
+        with open_model(
             model,
             ram_budget=ram_budget,
             threads=threads,

@@ -11,6 +11,7 @@ import typer
 
 from q4run.cli import options
 from q4run.cli.chat_commands import COMMANDS, execute
+from q4run.cli.opening import open_model
 from q4run.cli.terminal import AnswerWriter, Waiting, note, quiet_line, warn
 from q4run.errors import Error
 
@@ -61,7 +62,7 @@ def chat(
       echo "Why is the sky blue?" | q4run chat model.gguf > answer.txt
     """
     parameters = options.sampling_parameters(temp, top_k, top_p, min_p, repeat_penalty, seed)
-    with options.open_model(
+    with open_model(
         model,
         ram_budget=ram_budget,
         threads=threads,

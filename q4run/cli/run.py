@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from q4run.cli import options
+from q4run.cli.opening import open_model
 from q4run.cli.terminal import AnswerWriter, Waiting, note, quiet_line
 from q4run.errors import Error
 
@@ -74,7 +75,7 @@ def run(
         raise typer.BadParameter("--system goes into the chat template, which --raw leaves out")
     text = _read_prompt(prompt, file)
     parameters = options.sampling_parameters(temp, top_k, top_p, min_p, repeat_penalty, seed)
-    with options.open_model(
+    with open_model(
         model,
         ram_budget=ram_budget,
         threads=threads,

@@ -1,0 +1,104 @@
+"""Opening a model: its progress while it loads, and what is said about it then and later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q4run.cli import options
+from q4run.cli.terminal import Patience, Waiting, note, quiet_line
+from q4run.errors import Error
+
+if TYPE_CHECKING:
+    from q4run.model import Model
+
+
+@contextmanager
+def open_model(
+    path: Path | None,
+    *,
+    ram_budget: str | None,
+    threads: int | None,
+    context: int | None,
+    io: options.IO,
+    kv_type: options.KVType,
+    cache: options.Cache = options.Cache.LAYERS,
+    prefetch: options.Prefetch = options.Prefetch.AUTO,
+    trace: Path | None = None,
+) -> Iterator[Model]:
+    """Loads a model while a progress line shows how far it is, says what was chosen, closes it.
+
+    Raises Error where no path is given: there is no model in the box yet.
+    """
+    if path is None:
+        raise Error(
+            "no MODEL is given: name a GGUF file, or make one from a checkpoint folder with"
+            " 'q4run convert FOLDER model.gguf --type q4_0'"
+        )
+    with Waiting("starting") as waiting:
+        # These take most of a second: only now, and with the progress line under way.
+        from q4run.kernels.compile import CACHE_FOLDER
+
+        stages = {} if any(CACHE_FOLDER.glob("**/*.nbc")) else {"compiling kernels": _FIRST_TIME}
+        from q4run.model import load
+
+        model = load(
+            path,
+            ram_budget=ram_budget,
+            threads=threads,
+            io=io.value,
+            context=context,
+            kv_type=kv_type.value,
+            cache=cache.value,
+            prefetch=prefetch.value,
+            trace=trace,
+            progress=lambda stage, done, total: waiting.update(
+                stages.get(stage, stage), done, total
+            ),
+        )
+    model.tell_of_waits(Patience(model.path.name))
+    model.tell_of_slots(partial(_say_how_many_fit, model.plan.n_slots))
+    with model:
+        _say_what_was_chosen(model)
+        yield model
+
+
+def _say_how_many_fit(planned: int, n_slots: int) -> None:
+    if n_slots == planned:
+        note(f"There is room for {n_slots} experts again.")
+    else:
+        note(f"Memory is short: {n_slots} of {planned} experts are kept in RAM for now.")
+
+
+_FIRST_TIME = "compiling kernels (first time on this machine only)"
+
+
+def _say_what_was_chosen(model: Model) -> None:
+    from q4run.memory import format_size
+
+    plan, config = model.plan, model.config
+    n_experts = max((layer.moe.n_expert for layer in config.layers if layer.moe), default=0)
+    shape = f"{config.architecture}, {len(config.layers)} layers"
+    parts = f": dense {format_size(plan.dense)}, KV {format_size(plan.kv)}"
+    threads = f"{model.threads} thread" + "s" * (model.threads > 1)
+    slots, how = "", [threads]
+    if plan.n_experts:
+        shape += f", {n_experts} experts"
+        slots, how = f", {plan.n_slots} of {plan.n_experts} experts", [model.io, threads]
+    ram = f"RAM {format_size(plan.total)}"
+    quiet_line(
+        [model.path.name, shape, f"{ram}{parts}{slots}", *how],
+        shorter=[model.path.name, config.architecture, f"{ram}{slots}", *how],
+    )
+    if model.io_reason and plan.n_experts and not plan.all_resident:
+        note(f"Experts are read by {model.io}: {model.io_reason}.")
+    for text in model.notes:
+        note(text)
+    if model.session.context > config.context_length:
+        note(
+            f"The model was trained on {config.context_length} tokens: in a context of"
+            f" {model.session.context}, it gets worse after these."
+        )
