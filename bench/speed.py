@@ -53,7 +53,7 @@ def measure(
     n_bytes = weight_bytes_per_token(model.path)
     nothing_waits = warm_up and model.plan.all_resident
     files = open_gguf(model.path).parts if watch_disk and not nothing_waits else ()
-    with DiskWatch(files, lambda: model._store.is_waiting) as watch:
+    with DiskWatch(files, lambda: model.store.is_waiting) as watch:
         phases = [_run(model, watch, prompt, continuation) for _ in range(warm_up + runs)]
     return [
         {
@@ -120,7 +120,7 @@ def _run(
 
 
 def _timed(model: Model, watch: DiskWatch, work: Callable[[], object]) -> _Phase:
-    n_resident = int(np.count_nonzero(model._store.slots.addresses))
+    n_resident = int(np.count_nonzero(model.store.slots.addresses))
     stats, read, looks = model.stats, disk_bytes(), watch.looks
     started = time.perf_counter()
     work()
@@ -136,7 +136,7 @@ def _timed(model: Model, watch: DiskWatch, work: Callable[[], object]) -> _Phase
 
 def _expert_bytes(model: Model) -> int:
     """What all experts take in the file."""
-    return model._store.layout.n_bytes
+    return model.store.layout.n_bytes
 
 
 def _n_chunks(model: Model, n_tokens: int) -> int:
@@ -159,7 +159,7 @@ def _token_floor(model: Model, hit_rate: float | None) -> float | None:
         return None
     routed = sum(
         moe.n_expert_used * sum(matrix.n_bytes for matrix in matrices)
-        for i, matrices in model._store.layout.layers.items()
+        for i, matrices in model.store.layout.layers.items()
         if (moe := model.config.layers[i].moe)
     )
     return (1 - hit_rate) * routed

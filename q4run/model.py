@@ -129,6 +129,8 @@ def load(
     plan = plan_memory(
         file, config, layout, ram_budget=ram_budget, context=context, kv_type=kv_type
     )
+    # A name that cannot be written is told of before kernels are compiled.
+    writer = _open_trace(Path(trace), config) if trace is not None else None
     free_bytes = available_memory() - plan.total
     choice = choose_method(io, file.parts, plan.all_resident, free_bytes)
     tokenizer = load_tokenizer(file.metadata)
@@ -142,7 +144,6 @@ def load(
     in_order = sorted({fmt.in_ram for fmt in formats}, key=lambda fmt: fmt.name)
     prepare(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
     kv_cache = KVCache(config, context, kv_type)
-    writer = _open_trace(Path(trace), config) if trace is not None else None
     method = METHODS[choice.method](file.parts, keep_cached=choice.keep_cached)
     store = ExpertStore(layout, plan.n_slots, method, cache, prefetch, writer, choice.n_readers)
     try:
@@ -205,7 +206,7 @@ class Model:
         self.load_s = 0.0
         self.notes: list[str] = []  # what a person should be told once
         self._transformer = transformer
-        self._store = store
+        self.store = store
 
     def __enter__(self) -> Model:
         return self
@@ -220,7 +221,7 @@ class Model:
 
     def close(self) -> None:
         """Stops the reader threads and lets go of the file."""
-        self._store.close()
+        self.store.close()
         self._transformer.close()
 
     def tell_of_waits(self, hear: Callable[[float], None]) -> None:
@@ -230,7 +231,7 @@ class Model:
     def tell_of_slots(self, hear: Callable[[int], None]) -> None:
         """Calls ``hear`` with the number of experts there is room for when it has become smaller,
         since memory is short, and when it is what it was at first again."""
-        self._store.on_resize = hear
+        self.store.on_resize = hear
 
     def tokenize(
         self, text: str, *, add_bos: bool | None = None, special: bool = False
@@ -288,5 +289,5 @@ class Model:
     @property
     def stats(self) -> Stats:
         """The counters as of now."""
-        tokens, experts = self.session.counters, self._store.counters
+        tokens, experts = self.session.counters, self.store.counters
         return Stats(**asdict(tokens), **asdict(experts), load_s=self.load_s, peak_rss=peak_rss())

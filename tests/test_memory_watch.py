@@ -156,7 +156,7 @@ PROGRAM = """
             for _ in range(30):
                 total += float(model.session.step(token % 300).sum(dtype=np.float64))
                 token += 1
-            print(model._store.slots.n_slots, flush=True)
+            print(model.store.slots.n_slots, flush=True)
         print(repr(total), heard)
 """
 

@@ -233,6 +233,22 @@ def test_ctrl_c_ends_the_wait_for_a_disk_that_does_not_answer(path):
         streamed.close()
 
 
+@pytest.mark.parametrize("io", METHODS)
+def test_a_file_that_is_replaced_goes_on_being_read_as_it_was(path, tmp_path, io):
+    model, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    model.write_bytes(path.read_bytes())
+    other.write_bytes(bytes(path.stat().st_size))
+    expected = resident_logits(path, [1, 2, 3], list(range(20)))
+    streamed = Streamed(model, 2, io, "layers", 64)
+    try:
+        np.testing.assert_array_equal(streamed.forward([1, 2, 3]), expected[0])
+        other.replace(model)
+        for token, logits in zip(range(20), expected[1:], strict=True):
+            np.testing.assert_array_equal(streamed.forward([token]), logits)
+    finally:
+        streamed.close()
+
+
 def test_two_models_read_one_file_at_the_same_time(path):
     """Whatever the method; neither disturbs the other."""
     expected = resident_logits(path, [1, 2, 3], list(range(30)))
