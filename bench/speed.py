@@ -140,7 +140,7 @@ def _expert_bytes(model: Model) -> int:
 
 
 def _n_chunks(model: Model, n_tokens: int) -> int:
-    return -(-n_tokens // model.plan.n_batch)
+    return -(-n_tokens // model.plan.batch_for(n_tokens))
 
 
 def _prompt_floor(model: Model, n_tokens: int, prompt: _Phase) -> int | None:

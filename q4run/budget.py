@@ -23,11 +23,19 @@ _DEFAULT_SHARE = 0.75
 _BATCH_SIZES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
 # A longer batch reads experts less often, but takes RAM that slots could have.
 _BATCH_SHARE = 0.2
+# Where experts are streamed, prompts beyond the usual batch run in batches of this, for which slots
+# lend their memory meanwhile, no larger share of them than so. Twice as long was slower.
+_LONG_BATCH = 1024
+_LENT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose; ``budget`` is what they stay within, the allowance not counted."""
+    """Bytes by purpose; ``budget`` is what they stay within, the allowance not counted.
+
+    Prompts longer than ``n_batch`` tokens run in batches of ``n_long_batch``, while the memory of
+    ``n_lent_slots`` serves as scratch.
+    """
 
     budget: int
     dense: int
@@ -38,6 +46,12 @@ class MemoryPlan:
     n_slots: int
     n_experts: int
     n_batch: int
+    n_long_batch: int
+    n_lent_slots: int
+
+    def batch_for(self, n_tokens: int) -> int:
+        """The longest batch that so many tokens run in."""
+        return self.n_batch if n_tokens <= self.n_batch else self.n_long_batch
 
     @property
     def slots(self) -> int:
@@ -92,8 +106,19 @@ def plan_memory(
     scratch = _lasting_scratch_bytes(config, layout) + _batch_bytes(config, n_batch)
     left = room - _batch_bytes(config, n_batch)
     n_slots = min(layout.n_experts, left // layout.slot_bytes) if layout.n_experts else 0
+    n_lent = _lent_slots(config, layout, context, n_batch, n_slots)
     plan = MemoryPlan(
-        budget, dense, tokenizer, kv, scratch, layout.slot_bytes, n_slots, layout.n_experts, n_batch
+        budget=budget,
+        dense=dense,
+        tokenizer=tokenizer,
+        kv=kv,
+        scratch=scratch,
+        slot_bytes=layout.slot_bytes,
+        n_slots=n_slots,
+        n_experts=layout.n_experts,
+        n_batch=n_batch,
+        n_long_batch=_LONG_BATCH if n_lent else n_batch,
+        n_lent_slots=n_lent,
     )
     if plan.total + INTERPRETER_ALLOWANCE > total_memory():
         raise BudgetError(
@@ -101,6 +126,17 @@ def plan_memory(
             f" {format_size(total_memory())} of RAM there are; lower --ram-budget"
         )
     return plan
+
+
+def _lent_slots(
+    config: ModelConfig, layout: ExpertLayout, context: int, n_batch: int, n_slots: int
+) -> int:
+    """How many slots lend their memory to long batches; 0 where there are to be none."""
+    if n_slots == layout.n_experts or n_batch < _BATCH_SIZES[0] or context <= n_batch:
+        return 0
+    more = _batch_bytes(config, _LONG_BATCH) - _batch_bytes(config, n_batch)
+    n_lent = -(-more // layout.slot_bytes)
+    return n_lent if n_lent <= _LENT_SHARE * n_slots else 0
 
 
 def _round_up(n_bytes: int) -> int:

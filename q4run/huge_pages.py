@@ -14,11 +14,12 @@ _BLOCK_BYTES = 32 << 20
 _ALIGNMENT = 64  # whole cache lines
 
 
-def empty_bytes(n_bytes: int) -> np.ndarray:
-    """uint8 (n_bytes,), zeros that take no memory until they are written to."""
+def empty_bytes(n_bytes: int, *, huge: bool = True) -> np.ndarray:
+    """uint8 (n_bytes,), zeros that take no memory until they are written to, then a page each;
+    a huge one unless ``huge`` is False."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a shared map gets no huge pages
     memory = mmap.mmap(-1, max(1, n_bytes), flags=flags)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # from a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, n_bytes)

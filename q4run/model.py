@@ -148,7 +148,13 @@ def load(
     store = ExpertStore(layout, plan.n_slots, method, cache, prefetch, writer, choice.n_readers)
     try:
         transformer = Transformer(
-            file, config, store, plan.n_batch, threads, _stage(progress, "reading weights")
+            file,
+            config,
+            store,
+            plan.n_batch,
+            threads,
+            _stage(progress, "reading weights"),
+            (plan.n_long_batch, plan.n_lent_slots),
         )
     except BaseException:
         store.close()

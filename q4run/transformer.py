@@ -1,7 +1,8 @@
 """The decoder: embedding, layers, head; tokens in, logits out."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -37,15 +38,19 @@ class Transformer:
         n_batch: int,
         threads: int,
         progress: Callable[[int, int], None] | None = None,
+        long_batch: tuple[int, int] | None = None,
     ) -> None:
         """Reads everything but the experts; ``progress`` hears of (layers done, layers in all).
 
+        long_batch: in what batches prompts beyond ``n_batch`` tokens run, and how many slots lend
+        their memory to that.
         Raises UnsupportedError where the file has tensors that no layer would use.
         """
         _check_all_known(file)
         self.config = config
         self._n_batch = n_batch
-        workspace = Workspace(config, n_batch)
+        self._n_long_batch, self._n_lent_slots = long_batch or (n_batch, 0)
+        self._workspace = workspace = Workspace(config, self._n_long_batch)
         weights = WeightReader(file)
         self._embedding = EmbeddingTable(file, config.n_vocab, config.n_embd)
         self._rotary = RotaryEmbedding(config, _rope_factors(file, weights, config))
@@ -84,7 +89,7 @@ class Transformer:
             raise Error(f"token {outside[0]} is not in the vocabulary of {self.config.n_vocab}")
         logits = np.empty((len(ids) if all_logits else 1, self.config.n_vocab), np.float32)
         done = 0
-        with safe_points() as check_interrupt:
+        with safe_points() as check_interrupt, self._batch_for(len(ids)) as n_batch:
 
             def while_waiting(seconds: float) -> None:
                 check_interrupt()
@@ -92,7 +97,7 @@ class Transformer:
 
             self._store.while_waiting = while_waiting
             while done < len(ids):
-                n_tokens = cache.begin(min(self._n_batch, len(ids) - done))
+                n_tokens = cache.begin(min(n_batch, len(ids) - done))
                 x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
                 cache.commit(n_tokens)
                 if all_logits:
@@ -103,6 +108,18 @@ class Transformer:
             return logits
         self._head(self._pool.state, x, logits)
         return logits[0]
+
+    @contextmanager
+    def _batch_for(self, n_tokens: int) -> Iterator[int]:
+        """How long the batches of so many tokens are; scratch for long ones is borrowed."""
+        if n_tokens <= self._n_batch or self._n_long_batch == self._n_batch:
+            yield self._n_batch
+            return
+        with self._store.lending(self._n_lent_slots):
+            try:
+                yield self._n_long_batch
+            finally:
+                self._workspace.give_back()
 
     def _run_layers(
         self, ids: Sequence[int], cache: KVCache, check_interrupt: Callable[[], None]

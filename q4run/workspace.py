@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from q4run.huge_pages import empty_bytes, give_back
 from q4run.kernels.activations import GROUP, Int8Activations
 from q4run.kernels.attention_layer import AttentionBuffers
 from q4run.kernels.experts import ExpertBuffers, Routing
@@ -18,13 +19,18 @@ NO_INT8: Int8Buffers = (np.empty(0, np.int8), np.empty(0, np.float32), np.empty(
 
 
 class Workspace:
-    """Buffers for passes of at most ``n_batch`` tokens."""
+    """Buffers for passes of at most ``n_batch`` tokens; shorter ones take less memory of them."""
 
     def __init__(self, config: ModelConfig, n_batch: int) -> None:
         self.n_batch = n_batch
-        block = np.empty(workspace_bytes(config, n_batch), np.uint8)
-        arena = _Arena(block[-block.ctypes.data % _ALIGNMENT :])
+        # Short passes touch the beginning of each buffer only: huge pages would be mostly idle.
+        self._block = empty_bytes(workspace_bytes(config, n_batch), huge=False)
+        arena = _Arena(self._block[-self._block.ctypes.data % _ALIGNMENT :])
         self.attention, self.experts, self.routing = _carve(arena, config, n_batch)
+
+    def give_back(self) -> None:
+        """Lets the system have the memory until a pass writes to it again."""
+        give_back(self._block, 0, len(self._block))
 
 
 def workspace_bytes(config: ModelConfig, n_batch: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from q4run import budget as budget_module
+from q4run import workspace as workspace_module
 from q4run.bench.synthetic import Geometry, write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, MemoryPlan, plan_memory
 from q4run.errors import BudgetError
@@ -310,6 +311,8 @@ def allocated(work: Callable[[], object]) -> tuple[int, int]:
 
 def test_weights_and_cache_take_what_is_planned(model, machine, store, monkeypatch):
     # Memory maps are not traced: the same pieces from numpy are.
+    monkeypatch.setattr(workspace_module, "empty_bytes", lambda n, huge: np.empty(n, np.uint8))
+
     def take(blocks: Blocks, n_rows: int, row_bytes: int) -> np.ndarray:
         return np.empty((n_rows, row_bytes), np.uint8)
 

@@ -120,7 +120,7 @@ def test_the_floor_of_a_prompt_is_what_was_not_in_ram(model):
 )
 def test_floors_of_prompts_by_hand(n_tokens, n_resident, n_wanted, missing):
     layout = SimpleNamespace(n_bytes=800)
-    plan = SimpleNamespace(n_batch=4, n_slots=3, n_experts=8)
+    plan = SimpleNamespace(batch_for=lambda n_tokens: 4, n_slots=3, n_experts=8)
     fake: Any = SimpleNamespace(plan=plan, store=SimpleNamespace(layout=layout))
     phase: Any = SimpleNamespace(
         n_resident=n_resident, stats=SimpleNamespace(hits=1, misses=n_wanted - 1)

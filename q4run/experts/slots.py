@@ -26,11 +26,6 @@ class Slots:
         # For kernels: where each expert is that can be computed with, 0 for the others.
         self.addresses = np.zeros((n_layer, n_expert), np.int64)
 
-    @property
-    def n_given_back(self) -> int:
-        """How many of the first slots the system has now."""
-        return len(self._given_back)
-
     def resize(self, n_slots: int) -> None:
         """Gives memory of slots back, or takes it again, until there are ``n_slots``, or as few
         as experts in use and on their way allow; no more than there were at first."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty
@@ -85,6 +86,8 @@ class ExpertStore:
         self.prediction = Prediction("never" if self.holds_all else prefetch, shape[0])
         self._trace = trace
         self._watch = MemoryWatch(n_slots, layout.slot_bytes)
+        self._n_slots = self._room = n_slots  # planned, and how many memory has room for now
+        self._n_lent = 0
         # Told how many slots there are when they have become fewer, and when all are back.
         self.on_resize: Callable[[int], None] = lambda n_slots: None
         self._method = method
@@ -190,6 +193,15 @@ class ExpertStore:
         if self._trace:
             self._trace.begin_pass(n_tokens)
 
+    @contextmanager
+    def lending(self, n_slots: int) -> Iterator[None]:
+        """Does without so many slots inside the context: their memory serves something else."""
+        self._n_lent = n_slots
+        try:
+            yield
+        finally:
+            self._n_lent = 0
+
     def end_pass(self, n_tokens: int) -> None:
         """A batch has been through all layers."""
         self.prediction.end_pass(n_tokens)
@@ -260,11 +272,10 @@ class ExpertStore:
             self._trace.close()
 
     def _fit_into_memory(self) -> None:
-        before = self.slots.n_slots
-        self.slots.resize(self._watch.slots_allowed(before))
-        after = self.slots.n_slots
-        if after < before or (after > before and not self.slots.n_given_back):
-            self.on_resize(after)
+        before, self._room = self._room, self._watch.slots_allowed(self._room)
+        self.slots.resize(max(1, min(self._room, self._n_slots - self._n_lent)))
+        if self._room < before or before < self._room == self._n_slots:
+            self.on_resize(self._room)
 
     def _read(self, key: Key, urgent: bool) -> None:
         layer, expert = key
