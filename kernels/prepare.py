@@ -30,7 +30,8 @@ def prepare(formats: Sequence[Format], kv_dtype: type, progress: Progress | None
     """
     words = [np.dtype(kv_dtype).name, *sorted(fmt.name for fmt in formats)]
     note = CACHE_FOLDER / f"compiled-{_digest(words)}"
-    if can_cache() and not note.exists():
+    # A program that Python is embedded in has no executable to start.
+    if sys.executable and can_cache() and not note.exists():
         _compile_apart(words, progress)
     warm_up(formats, kv_dtype, progress)
     if can_cache():

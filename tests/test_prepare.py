@@ -60,9 +60,9 @@ def test_the_compilers_memory_is_another_processes(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-@pytest.mark.parametrize("python", ["/nowhere/python", "false"])
+@pytest.mark.parametrize("python", ["/nowhere/python", "false", ""])
 def test_without_that_process_kernels_are_compiled_here(tmp_path, python):
-    assert run(tmp_path, "broken", python)[:4] == [1, 1, 0, 0]
+    assert run(tmp_path, "broken", python)[:4] == [int(bool(python)), 1, 0, 0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
