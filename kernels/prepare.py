@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import llvmlite.binding
 import numba
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
 
 from q4run.kernels.compile import CACHE_FOLDER, can_cache
 from q4run.kernels.formats import Format, find_format_named
+from q4run.kernels.simd.target import host_features
 from q4run.kernels.warmup import warm_up
 
 Progress = Callable[[int, int], None]
@@ -30,20 +31,20 @@ def prepare(formats: Sequence[Format], kv_dtype: type, progress: Progress | None
     """
     words = [np.dtype(kv_dtype).name, *sorted(fmt.name for fmt in formats)]
     note = CACHE_FOLDER / f"compiled-{_digest(words)}"
+    is_new = can_cache() and not note.exists()
     # A program that Python is embedded in has no executable to start.
-    if sys.executable and can_cache() and not note.exists():
+    if is_new and sys.executable:
         _compile_apart(words, progress)
     warm_up(formats, kv_dtype, progress)
-    if can_cache():
+    if is_new:
         with suppress(OSError):
             note.touch()
 
 
 def _digest(words: list[str]) -> str:
     """Of what is compiled, and of what numba tells its files apart by."""
-    processor = llvmlite.binding.get_host_cpu_name(), llvmlite.binding.get_host_cpu_features()
-    versions = sys.version, numba.__version__
-    facts = [*words, processor[0], processor[1].flatten(), *versions]
+    features = sorted(name for name, is_there in host_features().items() if is_there)
+    facts = [*words, get_host_cpu_name(), *features, sys.version, numba.__version__]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
