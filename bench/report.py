@@ -28,6 +28,11 @@ def with_range(numbers: Sequence[float | None], write: Callable[[float], str]) -
     return middle if least == most else f"{middle}  ({least} to {most})"
 
 
+def over(value: float | None, base: float | None) -> float | None:
+    """``value / base``; None where there is no such value, or nothing to divide it by."""
+    return value / base if value is not None and base else None
+
+
 def threads_of(run: Figures) -> str:
     return f"{run['threads']} thread" + "s" * (run["threads"] > 1)
 

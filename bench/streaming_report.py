@@ -18,7 +18,7 @@ from rich.text import Text
 
 from q4run.bench.compare import PLAIN, Q4RUN
 from q4run.bench.figures import Figures, median_of, ratios_of
-from q4run.bench.report import number, percent, threads_of, with_range
+from q4run.bench.report import number, over, percent, threads_of, with_range
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.terminal import printable
 from q4run.cores import usable_cores
@@ -90,7 +90,7 @@ def _rows(first: Figures) -> list[_Row]:
     n_prompt, n_decode = first["prefill"]["tokens"], first["decode"]["tokens"]
 
     def from_disk(run: Figures) -> float | None:
-        return _over(run["decode"]["disk_bytes"], n_decode)
+        return over(run["decode"]["disk_bytes"], n_decode)
 
     return [
         (f"prompt of {n_prompt}, tokens/s", lambda r: r["prefill"]["tok_s"], number),
@@ -101,7 +101,7 @@ def _rows(first: Figures) -> list[_Row]:
         ("  floor", lambda r: r["prefill"]["floor_bytes"], format_size),
         (
             "  of all experts, once a chunk",
-            lambda r: _over(r["prefill"]["disk_bytes"], r["prefill"]["once_per_chunk_bytes"]),
+            lambda r: over(r["prefill"]["disk_bytes"], r["prefill"]["once_per_chunk_bytes"]),
             percent,
         ),
         (f"decoding {n_decode}, tokens/s", lambda r: r["decode"]["tok_s"], number),
@@ -113,24 +113,20 @@ def _rows(first: Figures) -> list[_Row]:
         ("  floor at that hit rate", lambda r: r["decode"]["floor_bytes"], format_size),
         (
             "  read, times the floor",
-            lambda r: _over(from_disk(r), r["decode"]["floor_bytes"]),
+            lambda r: over(from_disk(r), r["decode"]["floor_bytes"]),
             number,
         ),
         ("loading, s", lambda r: r["load_s"], number),
         ("loading and first prompt, s", lambda r: r["load_s"] + r["first_token_s"], number),
         ("peak memory", lambda r: r["peak_rss"], format_size),
         ("  q4run over it", "peak_rss"),
-        ("  of budget and allowance", lambda r: _over(r["peak_rss"], _promise(r)), percent),
+        ("  of budget and allowance", lambda r: over(r["peak_rss"], _promise(r)), percent),
     ]
 
 
 def _promise(run: Figures) -> int | None:
     budget: int | None = run["ram_budget"]
     return None if budget is None else budget + INTERPRETER_ALLOWANCE
-
-
-def _over(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
 
 
 def table_of(report: Report, case: Case) -> Table:

@@ -215,17 +215,15 @@ _Row = tuple[str, _Value, Callable[[float], str], str | None]
 
 def _rows(first: Figures) -> list[_Row]:
     """Each row's label, its number in a run's figures, how that is written, its ratio's name."""
-    from q4run.bench.report import number, percent
+    from q4run.bench.report import number, over, percent
 
     n_prompt, n_decode = first["prefill"]["tokens"], first["decode"]["tokens"]
 
     def read_per_token(run: Figures) -> float | None:
-        n_bytes = run["experts"]["bytes_read"]
-        return None if n_bytes is None else n_bytes / n_decode
+        return over(run["experts"]["bytes_read"], n_decode)
 
     def from_disk_per_token(run: Figures) -> float | None:
-        n_bytes = run["decode"]["disk_bytes"]
-        return None if n_bytes is None else n_bytes / n_decode
+        return over(run["decode"]["disk_bytes"], n_decode)
 
     return [
         (f"prompt of {n_prompt}, tokens/s", lambda r: r["prefill"]["tok_s"], number, "prefill"),
