@@ -11,6 +11,9 @@ from torch import Tensor
 from q4run.bench.tiny_llama4.model import ModelConfig
 from q4run.bench.tiny_llama4.parameters import Parameters
 
+# What a training's output folder holds.
+CHECKPOINT, LOG, PIDS, TOKENIZER = "checkpoint.pt", "log.jsonl", "pids", "tokenizer.json"
+
 
 @dataclass
 class TrainingState:

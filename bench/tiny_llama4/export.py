@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from q4run.bench.tiny_llama4.checkpoint import load_checkpoint
+from q4run.bench.tiny_llama4.checkpoint import CHECKPOINT, LOG, TOKENIZER, load_checkpoint
 from q4run.bench.tiny_llama4.model import ModelConfig
 from q4run.bench.tiny_llama4.parameters import Parameters, is_float32
 from q4run.bench.tiny_llama4.tokenizer import BOS, END_OF_TEXT, EOT, PAD, write_tokenizer
@@ -175,11 +175,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the training's output folder")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
-    state, _ = load_checkpoint(arguments.run / "checkpoint.pt", torch.bfloat16)
-    tokenizer = Tokenizer.from_file(str(arguments.run / "tokenizer.json"))
+    state, _ = load_checkpoint(arguments.run / CHECKPOINT, torch.bfloat16)
+    tokenizer = Tokenizer.from_file(str(arguments.run / TOKENIZER))
     write_folder(state.parameters, tokenizer, arguments.folder)
-    if (arguments.run / "log.jsonl").exists():
-        shutil.copy(arguments.run / "log.jsonl", arguments.folder)
+    if (arguments.run / LOG).exists():
+        shutil.copy(arguments.run / LOG, arguments.folder)
     print(f"{arguments.folder}: after {state.step} steps")
 
 

@@ -26,7 +26,15 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from q4run.bench.tiny_llama4.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from q4run.bench.tiny_llama4.checkpoint import (
+    CHECKPOINT,
+    LOG,
+    PIDS,
+    TOKENIZER,
+    TrainingState,
+    load_checkpoint,
+    save_checkpoint,
+)
 from q4run.bench.tiny_llama4.corpus import Split, read_corpus
 from q4run.bench.tiny_llama4.documents import Batch, TrainingStream, held_out_documents
 from q4run.bench.tiny_llama4.evaluate import mean_loss
@@ -34,8 +42,6 @@ from q4run.bench.tiny_llama4.model import ModelConfig, forward
 from q4run.bench.tiny_llama4.ops import Weight, head_loss
 from q4run.bench.tiny_llama4.optimizer import OptimizerConfig, update, uses_muon
 from q4run.bench.tiny_llama4.tokenizer import ChatEncoder, train_tokenizer
-
-CHECKPOINT, LOG, PIDS, TOKENIZER = "checkpoint.pt", "log.jsonl", "pids", "tokenizer.json"
 
 
 @dataclass(frozen=True)
