@@ -31,11 +31,6 @@ def logits(first: int, lead: float) -> np.ndarray:
     return values
 
 
-def decode(prediction: Prediction) -> None:
-    prediction.begin_pass(1)
-    prediction.end_pass(1)
-
-
 def test_the_likeliest_come_first():
     prediction = Prediction("always", N_LAYER)
     values = np.array([0, 3, 1, 5, 2, -1], np.float32)

@@ -104,6 +104,19 @@ def present(store: ExpertStore, layer: int) -> list[int]:
     return np.flatnonzero(store.addresses(layer)).tolist()
 
 
+def read_ahead(store: ExpertStore, expected: list[tuple[int, int]]) -> None:
+    """What is expected is read at once, without a request."""
+    store.expect(expected)
+    store.read_ahead()
+
+
+def occupy_readers(method: Gated, store: ExpertStore, expected: list[tuple[int, int]]) -> None:
+    """Reads ahead until all readers wait at the gate."""
+    method.gate.clear()
+    read_ahead(store, expected)
+    wait_until(lambda: len(method.begun) == N_READERS)
+
+
 def counted(store: ExpertStore) -> tuple[int, int, int]:
     counters = store.counters
     return counters.hits, counters.misses, counters.read_ahead
@@ -111,8 +124,7 @@ def counted(store: ExpertStore) -> tuple[int, int, int]:
 
 def test_what_was_expected_is_there_when_asked_for(experts, open_store):
     method, store = open_store(6)
-    store.expect(keys(2, [4, 1]))
-    store.read_ahead()
+    read_ahead(store, keys(2, [4, 1]))
     settle(store)
     assert present(store, 2) == [1, 4]
     assert counted(store) == (0, 0, 0)
@@ -127,8 +139,7 @@ def test_what_was_expected_is_there_when_asked_for(experts, open_store):
 def test_a_request_joins_reads_that_are_under_way(experts, open_store):
     method, store = open_store(6)
     method.gate.clear()
-    store.expect(keys(0, [0, 3]))
-    store.read_ahead()
+    read_ahead(store, keys(0, [0, 3]))
     wait_until(lambda: method.begun)
     with store.request(0, [0, 1, 3]) as request:
         lists = iter(request)
@@ -143,8 +154,7 @@ def test_a_request_joins_reads_that_are_under_way(experts, open_store):
 def test_experts_that_are_used_without_a_request_count_too(experts, open_store):
     _, store = open_store(6)
     fetch(experts, store, 0, [1])
-    store.expect(keys(0, [0]))
-    store.read_ahead()
+    read_ahead(store, keys(0, [0]))
     settle(store)
     store.use(0, [0, 1])
     store.use(0, [0])
@@ -153,10 +163,7 @@ def test_experts_that_are_used_without_a_request_count_too(experts, open_store):
 
 def test_demand_is_read_before_what_is_expected(experts, open_store):
     method, store = open_store(15)
-    method.gate.clear()
-    store.expect(keys(2, [0, 1, 2, 3]))
-    store.read_ahead()
-    wait_until(lambda: len(method.begun) == N_READERS)  # all readers wait at the gate
+    occupy_readers(method, store, keys(2, [0, 1, 2, 3]))
     ahead = set(method.begun)
     wanted = reads_of(experts, 3, 2)
     with store.request(3, [2]) as request:
@@ -178,8 +185,7 @@ def test_expected_experts_take_no_slot_from_each_other_nor_from_those_in_use(exp
         held: list[int] = []
         while not held:
             held = next(lists)
-        store.expect(keys(2, [3, 4, 5]))
-        store.read_ahead()
+        read_ahead(store, keys(2, [3, 4, 5]))
         wait_until(lambda: store.take_arrived() or present(store, 2))
         assert present(store, 2) == [3]  # the one slot that was left
         assert set(held) <= set(present(store, 0))
@@ -192,10 +198,7 @@ def test_expected_experts_take_no_slot_from_each_other_nor_from_those_in_use(exp
 
 def test_a_wrong_guess_is_given_up_unless_all_of_it_is_under_way(experts, open_store):
     method, store = open_store(15)
-    method.gate.clear()
-    store.expect(keys(2, [0, 1, 2, 3, 4, 5]))
-    store.read_ahead()
-    wait_until(lambda: len(method.begun) == N_READERS)
+    occupy_readers(method, store, keys(2, [0, 1, 2, 3, 4, 5]))
     queued = {entry[0].key[1] for entry in store._readers._ahead}
     under_way = {key[1] for key in store._fills} - queued
     assert queued
@@ -210,10 +213,7 @@ def test_a_wrong_guess_is_given_up_unless_all_of_it_is_under_way(experts, open_s
 
 def test_a_guess_that_was_given_up_is_read_when_it_is_asked_for_after_all(experts, open_store):
     method, store = open_store(15)
-    method.gate.clear()
-    store.expect(keys(2, [0, 1, 2, 3, 4, 5]))
-    store.read_ahead()
-    wait_until(lambda: len(method.begun) == N_READERS)
+    occupy_readers(method, store, keys(2, [0, 1, 2, 3, 4, 5]))
     with store.request(2, [5]), store.request(2, [0, 1, 2, 3]) as request:
         method.gate.set()
         got = [expert for ready in request for expert in ready]
@@ -224,10 +224,7 @@ def test_a_guess_that_was_given_up_is_read_when_it_is_asked_for_after_all(expert
 
 def test_demand_takes_the_slots_of_what_was_not_begun(experts, open_store):
     method, store = open_store(6)
-    method.gate.clear()
-    store.expect(keys(2, [0, 1, 2, 3, 4, 5]))
-    store.read_ahead()
-    wait_until(lambda: len(method.begun) == N_READERS)
+    occupy_readers(method, store, keys(2, [0, 1, 2, 3, 4, 5]))
     with store.request(3, [0]) as request:  # all slots are being filled
         method.gate.set()
         assert [expert for ready in request for expert in ready] == [0]
@@ -237,8 +234,7 @@ def test_demand_takes_the_slots_of_what_was_not_begun(experts, open_store):
 def test_a_read_ahead_that_fails_is_tried_again_when_asked_for(experts, open_store):
     method, store = open_store(6)
     method.bad = {list(reads_of(experts, 2, 3))[4]}
-    store.expect(keys(2, [2, 3]))
-    store.read_ahead()
+    read_ahead(store, keys(2, [2, 3]))
     settle(store)
     assert present(store, 2) == [2]
     method.bad = set()
@@ -248,12 +244,10 @@ def test_a_read_ahead_that_fails_is_tried_again_when_asked_for(experts, open_sto
 
 def test_a_new_guess_replaces_what_had_no_slot_yet(experts, open_store):
     _, store = open_store(2)
-    store.expect(keys(2, [0, 1, 2, 3]))
-    store.read_ahead()
+    read_ahead(store, keys(2, [0, 1, 2, 3]))
     settle(store)
     assert present(store, 2) == [0, 1]
-    store.expect(keys(0, [5]))
-    store.read_ahead()
+    read_ahead(store, keys(0, [5]))
     fetch(experts, store, 2, [0, 1])
     settle(store)
     assert present(store, 2) != [0, 1, 2, 3]
@@ -262,10 +256,7 @@ def test_a_new_guess_replaces_what_had_no_slot_yet(experts, open_store):
 
 def test_closing_does_not_wait_for_what_was_not_begun(experts, open_store):
     method, store = open_store(15)
-    method.gate.clear()
-    store.expect(keys(2, [0, 1, 2, 3, 4, 5]))
-    store.read_ahead()
-    wait_until(lambda: len(method.begun) == N_READERS)
+    occupy_readers(method, store, keys(2, [0, 1, 2, 3, 4, 5]))
     threading.Timer(0.1, method.gate.set).start()
     store.close()
     assert len(method.begun) == N_READERS
@@ -306,8 +297,7 @@ def test_random_guesses_and_requests(experts, open_store, n_slots):
         method.bad = {every_read[rng.integers(len(every_read))]} if rng.random() < 0.5 else set()
         layer = int(rng.choice([0, 2, 3]))
         guess = rng.permutation(sizes[layer])[: rng.integers(0, sizes[layer] + 1)].tolist()
-        store.expect(keys(layer, guess))
-        store.read_ahead()
+        read_ahead(store, keys(layer, guess))
         layer = layer if rng.random() < 0.7 else int(rng.choice([0, 2, 3]))
         wanted = rng.permutation(sizes[layer])[: rng.integers(1, sizes[layer] + 1)].tolist()
         stop_after = rng.integers(1, 12)
