@@ -8,7 +8,7 @@ import numpy as np
 
 from q4run.kv_cache import KVCache
 from q4run.sampling import Sampler
-from q4run.transformer import Transformer
+from q4run.transformer import Consumer, Transformer
 
 
 @dataclass
@@ -40,17 +40,22 @@ class Session:
         self._cache.rewind(0)
         self.tokens = []
 
-    def feed(self, ids: Sequence[int], *, all_logits: bool = False) -> np.ndarray:
-        """Makes ``ids`` the session's tokens; returns the logits after the last (or after all).
+    def feed(
+        self, ids: Sequence[int], *, consume: Consumer | None = None, first: int = 0
+    ) -> np.ndarray:
+        """Makes ``ids`` the session's tokens; returns the logits after the last.
 
-        What the cache already holds of them is kept, but with ``all_logits`` all of them run.
+        What the cache already holds of them is kept, but where ``consume`` wants the logits after
+        ``ids[first:]`` (see `Transformer.forward`), all of them run.
         """
-        kept = 0 if all_logits else _common_prefix(self.tokens, ids)
+        kept = 0 if consume else _common_prefix(self.tokens, ids)
         self._cache.rewind(max(0, min(kept, len(ids) - 1)))
         begin = self._cache.length
         started = time.perf_counter()
         try:
-            logits = self._transformer.forward(ids[begin:], self._cache, all_logits=all_logits)
+            logits = self._transformer.forward(
+                ids[begin:], self._cache, consume=consume, first=first
+            )
         finally:
             self.tokens = list(ids[: self._cache.length])
         self.counters.prompt_tokens += len(ids) - begin

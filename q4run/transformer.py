@@ -26,6 +26,11 @@ _KNOWN_TENSOR = re.compile(
     r"|ffn_(gate|up|down)(_exps|_shexp)?))\.weight"
 )
 
+# Hears of logits, float32 (n, n_vocab).
+Consumer = Callable[[np.ndarray], None]
+# The logits of so many bytes are computed at once where those of many tokens are wanted.
+_LOGITS_BYTES = 16 * 2**20
+
 
 class Transformer:
     """The weights that stay in RAM, and the pass over them."""
@@ -69,12 +74,18 @@ class Transformer:
         self.on_wait: Callable[[float], None] = lambda seconds: None
 
     def forward(
-        self, ids: Sequence[int], cache: KVCache, *, all_logits: bool = False
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        *,
+        consume: Consumer | None = None,
+        first: int = 0,
     ) -> np.ndarray:
         """Runs tokens after those in the cache, in batches; the cache then holds them too.
 
-        Returns float32 logits: (n_vocab,) of the last token or, with ``all_logits``,
-        (len(ids), n_vocab). After Ctrl-C the cache holds the batches that were complete.
+        Returns the logits after the last token, float32 (n_vocab,). ``consume`` is called with
+        those after ``ids[first:]``, float32 (n, n_vocab), some at a time and in order; the array is
+        used again. After Ctrl-C the cache holds the batches that were complete.
         Raises Error if the context is too short or an id is not in the vocabulary.
         """
         if not ids:
@@ -87,7 +98,6 @@ class Transformer:
         outside = [token for token in ids if not 0 <= token < self.config.n_vocab]
         if outside:
             raise Error(f"token {outside[0]} is not in the vocabulary of {self.config.n_vocab}")
-        logits = np.empty((len(ids) if all_logits else 1, self.config.n_vocab), np.float32)
         done = 0
         with safe_points() as check_interrupt, self._batch_for(len(ids)) as n_batch:
 
@@ -100,14 +110,22 @@ class Transformer:
                 n_tokens = cache.begin(min(n_batch, len(ids) - done))
                 x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
                 cache.commit(n_tokens)
-                if all_logits:
-                    self._head(self._pool.state, x, logits[done : done + n_tokens])
+                if consume:
+                    self._give_logits(x[max(0, first - done) :], consume)
                 done += n_tokens
                 x = x[-1:].copy()  # the other tokens are not needed any more
-        if all_logits:
-            return logits
+        logits = np.empty((1, self.config.n_vocab), np.float32)
         self._head(self._pool.state, x, logits)
         return logits[0]
+
+    def _give_logits(self, x: np.ndarray, consume: Consumer) -> None:
+        n_vocab = self.config.n_vocab
+        step = min(max(1, _LOGITS_BYTES // (4 * n_vocab)), len(x))
+        logits = np.empty((step, n_vocab), np.float32)
+        for start in range(0, len(x), max(1, step)):
+            some = x[start : start + step]
+            self._head(self._pool.state, some, logits[: len(some)])
+            consume(logits[: len(some)])
 
     @contextmanager
     def _batch_for(self, n_tokens: int) -> Iterator[int]:

@@ -215,7 +215,7 @@ for file in files:
     store = ExpertStore(read_layout(file, config), 2, METHODS["pread"](file.parts))
     transformer = Transformer(file, config, store, 16, 2)
     cache = KVCache(config, 64, kv_type)
-    transformer.forward(list(range(40)), cache, all_logits=True)
+    transformer.forward(list(range(40)), cache, consume=lambda logits: None)
     transformer.forward([7], cache)
     transformer.close()
     store.close()

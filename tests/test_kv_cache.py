@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from q4run import transformer
 from q4run.bench.synthetic import Geometry, write_model
 from q4run.errors import Error, UnsupportedError
 from q4run.experts.layout import read_layout
@@ -355,6 +356,14 @@ def press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def logits_of(session: Session, ids: list[int], first: int = 0) -> np.ndarray:
+    some: list[np.ndarray] = []
+    last = session.feed(ids, consume=lambda logits: some.append(logits.copy()), first=first)
+    logits = np.concatenate(some)
+    np.testing.assert_array_equal(logits[-1], last)
+    return logits
+
+
 @pytest.fixture
 def interruption(model) -> Iterator[Interruption]:
     made = Interruption(model)
@@ -416,11 +425,19 @@ def test_ctrl_c_in_the_last_layer_of_a_step_leaves_a_usable_session(model, inter
 
 def test_tokens_in_batches_equal_tokens_one_by_one(model):
     ids = np.random.default_rng(5).integers(0, N_VOCAB, 30).tolist()
-    together = model.session().feed(ids, all_logits=True)
+    together = logits_of(model.session(), ids)
     assert together.shape == (30, N_VOCAB)
     session = model.session()
     for position, token in enumerate(ids):
         np.testing.assert_array_equal(session.step(token), together[position])
+
+
+@pytest.mark.parametrize("first", [1, 15, 16, 17, 29])
+def test_logits_from_some_token_on_are_those_of_all(model, monkeypatch, first):
+    monkeypatch.setattr(transformer, "_LOGITS_BYTES", 3 * 4 * N_VOCAB)  # three tokens at a time
+    ids = np.random.default_rng(5).integers(0, N_VOCAB, 30).tolist()
+    together = logits_of(model.session(), ids)
+    np.testing.assert_array_equal(logits_of(model.session(), ids, first), together[first:])
 
 
 def test_what_the_cache_holds_is_not_run_again(model):
