@@ -35,6 +35,7 @@ def commands() -> list[list[str]]:
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     make_checkpoint("llama4_quantisable", folder / CHECKPOINT)
+    (folder / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 40)
     return folder
 
 

@@ -19,6 +19,7 @@ VERBS = {
     "run": "Complete one prompt.",
     "chat": "Talk to a model.",
     "doctor": "Show what this machine offers.",
+    "perplexity": "Measure how well a model predicts a text.",
     "bench": "Measure speed and memory; compare with llama.cpp.",
 }
 _EPILOG = (

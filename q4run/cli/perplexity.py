@@ -1,0 +1,182 @@
+"""``q4run perplexity``: how well a model predicts a text, and how far it is from another."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from q4run.cli import options
+from q4run.cli.opening import open_model
+from q4run.cli.terminal import Waiting, quiet_line
+from q4run.errors import Error, FormatError
+
+if TYPE_CHECKING:
+    from q4run.model import Model
+    from q4run.perplexity import Losses, Mean, Report
+
+DEFAULT_CONTEXT = 512
+
+
+def perplexity(
+    file: Annotated[
+        Path,
+        typer.Option("--file", "-f", metavar="TEXT", help="The text to predict, in UTF-8."),
+    ],
+    model: options.ModelFile = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            help="Also tell how far the model is from this one, of which it is a smaller form: KL"
+            " divergence, and how often both hold the same token for the likeliest.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[
+        int,
+        typer.Option("--context", metavar="N", min=4, help="Tokens per window."),
+    ] = DEFAULT_CONTEXT,
+    chunks: Annotated[
+        int | None,
+        typer.Option(
+            "--chunks",
+            metavar="N",
+            min=1,
+            help="Windows at most. Not given: the whole text.",
+            show_default=False,
+        ),
+    ] = None,
+    special: Annotated[
+        bool,
+        typer.Option(
+            "--special/--plain",
+            help="Whether control tokens written out in the text, such as <|eot|>, count as such.",
+        ),
+    ] = True,
+    json_output: options.Json = False,
+    ram_budget: options.RamBudget = None,
+    threads: options.Threads = None,
+    io: options.IOMethod = options.IO.AUTO,
+    cache: options.CachePolicy = options.Cache.LAYERS,
+    prefetch: options.PrefetchGuesses = options.Prefetch.AUTO,
+    kv_type: options.KV = options.KVType.F16,
+) -> None:
+    """Measure how well a model predicts a text.
+
+    Windows and counting are those of llama-perplexity: the tokens of each
+    window's second half count. With --base, both models are loaded, and share
+    --ram-budget by their sizes.
+
+    [bold]Examples[/]
+      q4run perplexity model.gguf -f wiki.test.raw
+      q4run perplexity model.gguf -f chats.txt --base model-f16.gguf
+      q4run perplexity model.gguf -f wiki.test.raw --chunks 20 --json
+    """
+    text = _read_text(file)
+    load = partial(
+        open_model,
+        threads=threads,
+        context=context,
+        io=io,
+        kv_type=kv_type,
+        cache=cache,
+        prefetch=prefetch,
+    )
+    with ExitStack() as stack:
+        budgets = _share(ram_budget, [path for path in (model, base) if path])
+        opened = stack.enter_context(load(model, ram_budget=budgets[0]))
+        other = stack.enter_context(load(base, ram_budget=budgets[-1])) if base else None
+        from q4run.perplexity import cut_windows, measure
+
+        if other:
+            _check_same_vocabulary(opened, other)
+        windows = cut_windows(opened, opened.tokenize(text, special=special), context)[:chunks]
+        with Waiting("measuring") as waiting:
+
+            def tell(losses: Losses, done: int) -> None:
+                waiting.update(f"perplexity {losses.perplexity:.4f}", done, len(windows))
+
+            report = measure(opened, windows, other, tell)
+    if json_output:
+        print(json.dumps(_figures(opened, other, context, len(windows), report)))
+    else:
+        for line in _lines(report):
+            print(line)
+    quiet_line([f"{report.tokens} tokens counted, {len(windows)} windows of {context}"])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not text in UTF-8; convert it first") from None
+
+
+def _share(ram_budget: str | None, paths: list[Path]) -> list[str | None]:
+    """The budget of each model, by the files' sizes."""
+    if ram_budget is None or len(paths) < 2:
+        return [ram_budget]
+    from q4run.gguf_file import open_gguf
+    from q4run.memory import parse_size, total_memory
+
+    sizes = [sum(part.stat().st_size for part in open_gguf(path).parts) for path in paths]
+    budget = parse_size(ram_budget, total_memory())
+    return [f"{budget * size // sum(sizes)}B" for size in sizes]
+
+
+def _check_same_vocabulary(model: Model, base: Model) -> None:
+    same = model.config.n_vocab == base.config.n_vocab
+    probe = "The quick brown fox, 3.14 naïve 中文"
+    if not same or model.tokenize(probe) != base.tokenize(probe):
+        raise Error(
+            f"{base.path} has another vocabulary than {model.path}: --base must be the same model"
+            " in another type"
+        )
+
+
+def _figures(
+    model: Model, base: Model | None, context: int, n_windows: int, report: Report
+) -> dict[str, Any]:
+    """The one JSON object."""
+
+    def both(name: str, mean: Mean | None) -> dict[str, float | None]:
+        stderr = f"{name.removesuffix('_mean')}_stderr"
+        return (
+            {name: None, stderr: None} if mean is None else {name: mean.value, stderr: mean.stderr}
+        )
+
+    return {
+        "model": str(model.path),
+        "base": base and str(base.path),
+        "context": context,
+        "chunks": n_windows,
+        "tokens": report.tokens,
+        **both("ppl", report.perplexity),
+        **both("base_ppl", report.base_perplexity),
+        **both("ppl_ratio", report.ratio),
+        **both("kl_mean", report.kl),
+        "kl_p99": report.kl_p99,
+        **both("top1_agreement", report.top1_agreement),
+    }
+
+
+def _lines(report: Report) -> list[str]:
+    def shown(mean: Mean, digits: int, factor: int = 1, unit: str = "") -> str:
+        value, stderr = factor * mean.value, factor * mean.stderr
+        return f"{value:.{digits}f}{unit} ± {stderr:.{digits}f}{unit}"
+
+    lines = [f"perplexity           {shown(report.perplexity, 4)}"]
+    if report.base_perplexity and report.ratio and report.kl and report.top1_agreement:
+        lines += [
+            f"of the base model    {shown(report.base_perplexity, 4)}",
+            f"ratio                {shown(report.ratio, 5)}",
+            f"KL divergence        {shown(report.kl, 6)} (99th percentile {report.kl_p99:.5f})",
+            f"same likeliest token {shown(report.top1_agreement, 2, 100, ' %')}",
+        ]
+    return lines
