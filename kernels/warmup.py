@@ -1,6 +1,7 @@
 """Compiling everything a model will use before the first token, so that it can be shown."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -31,18 +32,17 @@ def warm_up(
 
     ``progress`` hears of (steps done, steps in all).
     """
-    steps: list[Callable[[], object]] = [
-        lambda: _attention(kv_dtype),
-        _feed_forwards,
-        _experts,
-        _threads,
-    ]
-    for fmt in formats:
-        steps.append(lambda fmt=fmt: _format(fmt))  # type: ignore[misc]
+    steps = warm_up_steps(formats, kv_dtype)
     for done, step in enumerate(steps):
         step()
         if progress:
             progress(done + 1, len(steps))
+
+
+def warm_up_steps(formats: Iterable[Format], kv_dtype: type) -> list[Callable[[], None]]:
+    """What ``warm_up`` does, in steps that need not each other; the longest to compile first."""
+    own = [partial(_format, fmt) for fmt in formats]
+    return [partial(_attention, kv_dtype), _experts, *own, _feed_forwards, _threads]
 
 
 def _format(fmt: Format) -> None:

@@ -40,6 +40,10 @@ from q4run.transformer import Transformer
 Progress = Callable[[str, int, int], None]
 
 DEFAULT_CONTEXT = 4096
+# Kernels are compiled by several processes where there is this much memory for each (they take half
+# of it); more than these would wait for the slowest kernel.
+COMPILER_BYTES = 800 * 10**6
+MOST_COMPILERS = 4
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,12 @@ def load(
     template = load_chat_template(file.metadata, tokenizer)
     formats = {fmt for tensor in file.tensors.values() if (fmt := find_format(tensor.type))}
     in_order = sorted({fmt.in_ram for fmt in formats}, key=lambda fmt: fmt.name)
-    prepare(in_order, KV_TYPES[kv_type], _stage(progress, "compiling kernels"))
+    prepare(
+        in_order,
+        KV_TYPES[kv_type],
+        _stage(progress, "compiling kernels"),
+        n_compilers=max(1, min(threads, MOST_COMPILERS, available_memory() // COMPILER_BYTES)),
+    )
     kv_cache = KVCache(config, context, kv_type)
     method = METHODS[choice.method](file.parts, keep_cached=choice.keep_cached)
     store = ExpertStore(layout, plan.n_slots, method, cache, prefetch, writer, choice.n_readers)

@@ -27,7 +27,9 @@ PROGRAM = """
     began = module.subprocess.Popen
     started = []
     module.subprocess.Popen = lambda *a, **k: started.append(a) or began(*a, **k)
-    module.prepare([find_format_named(n) for n in names], kv, lambda *step: steps.append(step))
+    formats = [find_format_named(n) for n in names]
+    n_compilers = 3 if "three" in sys.argv else 1
+    module.prepare(formats, kv, lambda *step: steps.append(step), n_compilers)
     peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     assert steps[-1][0] == steps[-1][1], steps
     after = len(list(CACHE_FOLDER.glob("**/*.nbc")))
@@ -56,6 +58,15 @@ def test_the_compilers_memory_is_another_processes(tmp_path):
     assert n_after > 5
     n_started, _, n_before, n_again, next_peak = run(tmp_path)
     assert (n_started, n_before, n_again) == (0, n_after, n_after)
+    assert peak < next_peak + 20_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_several_processes_share_the_work(tmp_path):
+    n_started, _, n_before, n_after, peak = run(tmp_path, "three")
+    assert (n_started, n_before) == (3, 0)
+    n_started, _, _, n_again, next_peak = run(tmp_path)
+    assert (n_started, n_again) == (0, n_after)
     assert peak < next_peak + 20_000_000
 
 
