@@ -177,15 +177,6 @@ def test_tokens_are_within_the_vocabulary_and_always_the_same(model):
     assert speed.choose_tokens(model, 700, 50) == (prompt, continuation)
 
 
-def test_without_a_model_it_says_what_run_says(tmp_path):
-    expected = invoke("run", "-p", "Hi")
-    for arguments in ([], ["--vs", "llama.cpp"], ["--limit", "1G"]):
-        result = invoke("bench", *arguments)
-        assert result.exit_code == 1
-        assert result.stderr == expected.stderr
-        assert "no MODEL" in result.stderr
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

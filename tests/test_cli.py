@@ -51,15 +51,6 @@ def test_help_needs_neither_numba_nor_tokenizers(arguments):
     assert done.stderr == "set()\n"
 
 
-@pytest.mark.parametrize("verb", ["run", "chat"])
-def test_without_a_model_the_error_says_how_to_get_one(verb):
-    result = invoke(verb, *(["-p", "Hi"] if verb == "run" else []))
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert_one_error_line(result.stderr)
-    assert "q4run convert" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     """Python's arguments for every command of q4run's in a block of commands, in order."""
-    lines = "\n".join(blocks("bash")).replace("&&\n", "\n").splitlines()
+    lines = "\n".join(blocks("bash")).replace("&&", "\n").splitlines()
     words = [shlex.split(line) for line in lines]
     return [
         ["-m", "q4run", *line[1:]] if line[0].endswith("q4run") else line[1:]
@@ -52,7 +52,8 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_work_in_their_order(folder):
-    assert len(commands()) >= 9
+    assert len(commands()) >= 12
+    assert ["-m", "q4run", "chat"] in commands()
     assert any("q4run.bench.cache" in arguments for arguments in commands())
     for arguments in commands():
         done = run(arguments, folder)

@@ -3,7 +3,8 @@
 FOLDER is what `export` wrote. Prints perplexity on dialogues and on a book that were not trained
 on, and for each layer how its experts are used: how many, how evenly, how often a token goes where
 the one before it went, and how often the next layer's router, applied to this layer's state, names
-the expert that the next layer will use. `--json FILE` writes the same figures.
+the expert that the next layer will use. `--json FILE` writes the same figures, `--texts DIR` the
+held-out texts, for `q4run perplexity -f DIR/dialogues.txt`.
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--texts", type=Path, metavar="DIR")
     arguments = parser.parse_args()
     parameters = read_folder(arguments.folder)
     weights = parameters.weights(torch.zeros_like(parameters.trained))
@@ -192,6 +194,11 @@ def main() -> None:
             "layers": [asdict(use) for use in uses],
         }
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.texts:
+        arguments.texts.mkdir(parents=True, exist_ok=True)
+        for kind, some in documents.items():
+            texts = tokenizer.decode_batch(some, skip_special_tokens=False)
+            (arguments.texts / f"{kind}.txt").write_text("".join(texts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ VERBS = {
     "bench": "Measure speed and memory; compare with llama.cpp.",
 }
 _EPILOG = (
+    "[bold]To begin, with the small model in the box[/]\n\n"
+    "q4run chat\n\n"
     "[bold]The main job, in two commands[/]\n\n"
     "q4run convert CHECKPOINT_FOLDER model.gguf --type q4_0\n\n"
     "q4run chat model.gguf --ram-budget 8G"

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from q4run.cli import options
-from q4run.cli.opening import open_model
+from q4run.cli.opening import model_in_the_box, open_model
 from q4run.cli.terminal import Waiting, printable
 from q4run.errors import Error
 from q4run.memory import format_size, parse_size, total_memory
@@ -99,7 +99,7 @@ def bench(
     A first run that does not count warms things up, except under --limit.
 
     [bold]Examples[/]
-      q4run bench model.gguf
+      q4run bench
       q4run bench model.gguf -p 2048 -n 128 --ram-budget 8G --json
       q4run bench model.gguf --vs llama.cpp --threads 4
       q4run bench model.gguf --vs llama.cpp --limit 3G --peer-python ~/llama/bin/python
@@ -113,8 +113,8 @@ def bench(
     from q4run.bench import compare, speed
 
     results: dict[str, list[Figures]]
-    # open_model also says what to do without a MODEL.
-    if model is None or (vs is None and limit_bytes is None):
+    model = model or model_in_the_box()
+    if vs is None and limit_bytes is None:
         with open_model(
             model,
             ram_budget=ram_budget,

@@ -57,7 +57,7 @@ def chat(
     is a message, and standard output gets the answers alone.
 
     [bold]Examples[/]
-      q4run chat model.gguf
+      q4run chat
       q4run chat model.gguf --ram-budget 8G --system "Answer in one sentence."
       echo "Why is the sky blue?" | q4run chat model.gguf > answer.txt
     """

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q4run import box
 from q4run.cli import options
 from q4run.cli.terminal import Patience, Waiting, note, quiet_line
-from q4run.errors import Error
 
 if TYPE_CHECKING:
     from q4run.model import Model
@@ -31,13 +31,9 @@ def open_model(
 ) -> Iterator[Model]:
     """Loads a model while a progress line shows how far it is, says what was chosen, closes it.
 
-    Raises Error where no path is given: there is no model in the box yet.
+    Without a path it is the model in the box.
     """
-    if path is None:
-        raise Error(
-            "no MODEL is given: name a GGUF file, or make one from a checkpoint folder with"
-            " 'q4run convert FOLDER model.gguf --type q4_0'"
-        )
+    path = path or model_in_the_box()
     with Waiting("starting") as waiting:
         # These take most of a second: only now, and with the progress line under way.
         from q4run.kernels.compile import CACHE_FOLDER
@@ -64,6 +60,12 @@ def open_model(
     with model:
         _say_what_was_chosen(model)
         yield model
+
+
+def model_in_the_box() -> Path:
+    """What to open where no MODEL is named; says so."""
+    note(f"No MODEL named: here is the one in the box, {box.DESCRIPTION}.")
+    return box.MODEL
 
 
 def _say_how_many_fit(planned: int, n_slots: int) -> None:

@@ -63,7 +63,7 @@ def _check_size(text: str | None) -> str | None:
 ModelFile = Annotated[
     Path | None,
     typer.Argument(
-        help="A GGUF file; of a split model, the first part.",
+        help="A GGUF file; of a split model, the first part. Not given: the model in the box.",
         metavar="MODEL",
         show_default=False,
     ),

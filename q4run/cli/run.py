@@ -66,6 +66,7 @@ def run(
     that its file brings along; --raw continues the prompt as it stands.
 
     [bold]Examples[/]
+      q4run run -p "I am looking for a restaurant in San Jose."
       q4run run model.gguf -p "Why is the sky blue?"
       q4run run model.gguf -p "Once upon a time" --raw -n 64 --temp 0
       q4run run model.gguf -f question.txt --ram-budget 8G > answer.txt
