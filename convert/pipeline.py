@@ -16,7 +16,9 @@ from q4run.convert.recipe import check_type, choose_formats, file_type
 from q4run.convert.stream import check_memory, least_plan, plan_blocks
 from q4run.convert.summary import Summary, count_types
 from q4run.convert.vocabulary import add_vocabulary
+from q4run.convert.widen import BFLOAT16, transpose_columns, widen
 from q4run.convert.writer import Progress, check_targets, write_parts
+from q4run.cores import choose_threads
 from q4run.memory import available_memory
 
 DEFAULT_RAM_SHARE = 4
@@ -32,6 +34,7 @@ def convert(
     type: str,
     expert_type: str | None = None,
     max_ram: int | None = None,
+    threads: int | None = None,
     split_max_size: int | None = None,
     dry_run: bool = False,
     force: bool = False,
@@ -42,7 +45,8 @@ def convert(
     ``out`` is the file to write (default: NAME-TYPE.gguf in the current folder). ``type`` is for
     the always-used matrices and, unless ``expert_type`` is given, for the routed experts; router,
     norms and vectors are f32. ``max_ram`` bounds the memory of the whole process, in bytes
-    (default: what it holds now and a quarter of what is free). ``split_max_size`` in bytes makes
+    (default: what it holds now and a quarter of what is free). ``threads`` quantise (default: one
+    per core); their number changes no byte of the result. ``split_max_size`` in bytes makes
     several files. ``dry_run`` plans and writes nothing. ``force`` replaces an existing output.
     ``progress`` is called with (bytes written, bytes in all).
 
@@ -54,6 +58,7 @@ def convert(
     source = Path(source)
     check_type(type)
     expert_type = check_type(expert_type or type)
+    n_threads = choose_threads(threads)
     if max_ram is None:
         max_ram = _held_memory() + available_memory() // DEFAULT_RAM_SHARE
 
@@ -65,7 +70,7 @@ def convert(
     ]
     if not dry_run:
         _compile_codecs(tensors)
-        check_memory(max_ram, _held_memory() + _least_memory(source, tensors))
+        check_memory(max_ram, _held_memory() + _least_memory(source, tensors, n_threads))
     _add_general_keys(plan.metadata, checkpoint.name, file_type(plan.tensors, formats))
     vocabulary_notes = add_vocabulary(plan.metadata, source, plan.config, plan.n_vocab)
     parts = lay_out(
@@ -88,7 +93,7 @@ def convert(
         return summary
 
     check_targets(parts, force=force)
-    write_parts(parts, plan_blocks(tensors, max_ram, _held_memory()), progress)
+    write_parts(parts, plan_blocks(tensors, max_ram, _held_memory(), n_threads), progress)
     return replace(summary, seconds=time.monotonic() - started)
 
 
@@ -97,11 +102,12 @@ def _held_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _least_memory(source: Path, tensors: Sequence[PlannedTensor]) -> int:
+def _least_memory(source: Path, tensors: Sequence[PlannedTensor], n_threads: int) -> int:
     """What the conversion takes at least beyond what the process holds before it, in bytes."""
     files = [source / "tokenizer.json", source / "tokenizer.model"]
     tokenizer = max((path.stat().st_size for path in files if path.is_file()), default=0)
-    return max(TOKENIZER_PEAK * tokenizer, TOKENIZER_HELD * tokenizer + least_plan(tensors).n_bytes)
+    streaming = least_plan(tensors, n_threads).n_bytes
+    return max(TOKENIZER_PEAK * tokenizer, TOKENIZER_HELD * tokenizer + streaming)
 
 
 def _add_general_keys(metadata: gguf.GGUFWriter, name: str, file_type: int) -> None:
@@ -125,6 +131,10 @@ def _default_output(checkpoint: Checkpoint, type_name: str, expert_type: str) ->
 
 
 def _compile_codecs(tensors: Sequence[PlannedTensor]) -> None:
-    """Runs each codec once, so that the memory its compilation takes is counted as held."""
+    """Runs what is compiled once, so that the memory its compilation takes is counted as held."""
+    for dtype in (np.float32, np.float16, BFLOAT16):
+        widen(np.zeros((1, 1), dtype))
+    for bits in (np.uint8, np.uint16, np.uint32):
+        transpose_columns(np.zeros((1, 1), bits), 0, np.zeros((1, 1), bits), 0)
     for fmt in {planned.fmt.name: planned.fmt for planned in tensors}.values():
         fmt.quantize(np.zeros((1, fmt.block_size), np.float32))

@@ -1,22 +1,37 @@
-"""The tensors' bytes, block by block within a budget: read ahead, widened, checked, quantised."""
+"""The tensors' bytes within a budget: read ahead in threads, quantised by as many as compute.
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+Rows are read in runs, a few blocks long; every block is widened, checked and quantised by one
+thread. Results are given in the order of the file, so that the number of threads changes nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
 from q4run.convert.layout import PlannedTensor, padded
 from q4run.convert.tensors import BAND_BYTES
+from q4run.convert.widen import widen
 from q4run.errors import BudgetError, Error, FormatError
 from q4run.memory import format_size
 
+Result = TypeVar("Result")
+
 # What a value takes while it is quantised: itself as f32, its code and the codec's temporaries.
 QUANTIZE_BYTES_PER_VALUE = 16
-# One run of rows is read while the one before it is quantised, each of at most 4 bytes a value.
-READ_BYTES_PER_VALUE = 2 * 4
-LARGEST_BLOCK = 4 * 2**20
+# A value that was read takes at most this.
+READ_BYTES_PER_VALUE = 4
+# Larger blocks are no faster: these still lie in a core's cache from one pass to the next.
+LARGEST_BLOCK = 2**20
 SMALLEST_BLOCK = 64 * 2**10
+BLOCKS_PER_RUN = 4
+# Two threads read: while one waits for the disk, the other copies or transposes.
+N_READERS = 2
 LARGEST_READ = 128 * 2**20
 # A matrix that is stored transposed is read whole once for each of its runs: not more than this.
 MAX_RUNS = 16
@@ -27,31 +42,46 @@ LARGEST_F16 = 65504.0
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How many values are quantised at once, and how many of a transposed matrix read at once."""
+    """How many values are quantised at once, by how many threads, and how many of a transposed
+    matrix are read at once."""
 
     block_values: int
     read_values: int
+    n_threads: int = 1
+
+    @property
+    def run_values(self) -> int:
+        """How many values of a matrix that is not transposed are read at once."""
+        return BLOCKS_PER_RUN * self.block_values
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks are worked on, or wait to be, or to be written."""
+        return self.n_threads + 2
 
     @property
     def n_bytes(self) -> int:
         """The memory that takes."""
-        read = max(self.block_values, self.read_values)
+        # Those being read, the one that is cut into blocks, and those that blocks come from.
+        n_runs = N_READERS + 1 + -(-self.n_blocks // BLOCKS_PER_RUN)
+        n_whole_runs = N_READERS + 2
+        read = max(n_runs * self.run_values, n_whole_runs * self.read_values)
         return (
-            self.block_values * QUANTIZE_BYTES_PER_VALUE
+            self.n_blocks * self.block_values * QUANTIZE_BYTES_PER_VALUE
             + read * READ_BYTES_PER_VALUE
-            + BAND_BYTES
+            + N_READERS * BAND_BYTES
             + RESERVE_BYTES
         )
 
 
-def least_plan(tensors: Sequence[PlannedTensor]) -> BlockPlan:
+def least_plan(tensors: Sequence[PlannedTensor], n_threads: int) -> BlockPlan:
     """The smallest blocks that work."""
     longest_row = max(planned.tensor.n_cols for planned in tensors)
     least_read = max(
         -(-tensor.n_rows // MAX_RUNS) * tensor.n_cols if tensor.whole else 0
         for tensor in (planned.tensor for planned in tensors)
     )
-    return BlockPlan(max(SMALLEST_BLOCK, longest_row), least_read)
+    return BlockPlan(max(SMALLEST_BLOCK, longest_row), least_read, n_threads)
 
 
 def check_memory(max_ram: int, least: int) -> None:
@@ -63,12 +93,14 @@ def check_memory(max_ram: int, least: int) -> None:
         )
 
 
-def plan_blocks(tensors: Sequence[PlannedTensor], max_ram: int, held: int) -> BlockPlan:
+def plan_blocks(
+    tensors: Sequence[PlannedTensor], max_ram: int, held: int, n_threads: int
+) -> BlockPlan:
     """The largest sensible blocks with which a process that holds ``held`` stays below ``max_ram``.
 
     Raises ``BudgetError``, with the least that works, when that leaves too little.
     """
-    plan = least_plan(tensors)
+    plan = least_plan(tensors, n_threads)
     check_memory(max_ram, held + plan.n_bytes)
     matrices = [
         tensor.n_rows * tensor.n_cols
@@ -77,9 +109,9 @@ def plan_blocks(tensors: Sequence[PlannedTensor], max_ram: int, held: int) -> Bl
     ]
     read = max(plan.read_values, min(LARGEST_READ, max(matrices, default=0)))
     # Larger reads first: they save reading a transposed matrix again; then larger blocks.
-    plan = _grown(plan, BlockPlan(plan.block_values, read), max_ram - held)
+    plan = _grown(plan, replace(plan, read_values=read), max_ram - held)
     block = max(plan.block_values, LARGEST_BLOCK)
-    return _grown(plan, BlockPlan(block, plan.read_values), max_ram - held)
+    return _grown(plan, replace(plan, block_values=block), max_ram - held)
 
 
 def _grown(plan: BlockPlan, larger: BlockPlan, room: int) -> BlockPlan:
@@ -87,9 +119,10 @@ def _grown(plan: BlockPlan, larger: BlockPlan, room: int) -> BlockPlan:
     for _ in range(16):
         if larger.n_bytes <= room:
             return larger
-        larger = BlockPlan(
-            (plan.block_values + larger.block_values) // 2,
-            (plan.read_values + larger.read_values) // 2,
+        larger = replace(
+            plan,
+            block_values=(plan.block_values + larger.block_values) // 2,
+            read_values=(plan.read_values + larger.read_values) // 2,
         )
     return plan
 
@@ -103,8 +136,8 @@ class _Run:
     start: int
     stop: int
 
-    def read(self) -> np.ndarray:
-        return self.planned.tensor.read(self.matrix, self.start, self.stop)
+    def read(self) -> "tuple[_Run, np.ndarray]":
+        return self, self.planned.tensor.read(self.matrix, self.start, self.stop)
 
     @property
     def is_last(self) -> bool:
@@ -118,48 +151,77 @@ def stream_tensors(
     """All bytes of the tensors in order, each padded to the alignment.
 
     Raises ``FormatError`` for values that are not finite, ``Error`` for values a type cannot hold.
+    Whoever stops before the end closes the generator, which then waits for its threads.
     """
-    for run, rows in _read_ahead(_runs(tensors, plan)):
-        step = max(1, plan.block_values // rows.shape[1])
-        for start in range(0, len(rows), step):
-            values = rows[start : start + step].astype(np.float32)
-            _check_values(values, run.planned)
-            yield run.planned.fmt.quantize(values).reshape(-1).data
-        n_bytes = run.planned.n_bytes
-        if run.is_last and padded(n_bytes) > n_bytes:
-            yield bytes(padded(n_bytes) - n_bytes)
+    with _threads(N_READERS, "read-ahead") as readers, _threads(plan.n_threads, "quantise") as pool:
+        runs = _in_order(readers, (run.read for run in _runs(tensors, plan)), N_READERS)
+        yield from _in_order(pool, _blocks(runs, plan), plan.n_blocks)
+
+
+def quantize_rows(planned: PlannedTensor, matrix: int, values: np.ndarray) -> np.ndarray:
+    """Rows of one matrix of a tensor, float32 (n, columns), as their bytes in the file, uint8."""
+    return planned.fmt.quantize(values)
 
 
 def _runs(tensors: Sequence[PlannedTensor], plan: BlockPlan) -> Iterator[_Run]:
     for planned in tensors:
         tensor = planned.tensor
-        n_values = plan.read_values if tensor.whole else plan.block_values
+        n_values = plan.read_values if tensor.whole else plan.run_values
         step = max(1, n_values // tensor.n_cols)
         for matrix in range(tensor.n_matrices):
             for start in range(0, tensor.n_rows, step):
                 yield _Run(planned, matrix, start, min(start + step, tensor.n_rows))
 
 
-def _read_ahead(runs: Iterable[_Run]) -> Iterator[tuple[_Run, np.ndarray]]:
-    """Each run with its rows; the next one is read in a thread while the caller works on one."""
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        previous = None
-        for run in runs:
-            rows = reader.submit(run.read)
-            if previous is not None:
-                yield previous[0], previous[1].result()
-            previous = run, rows
-        if previous is not None:
-            yield previous[0], previous[1].result()
+def _blocks(
+    runs: Iterable[tuple[_Run, np.ndarray]], plan: BlockPlan
+) -> Iterator[Callable[[], memoryview | bytes]]:
+    """What makes the bytes of each block of the runs, and of the padding between tensors."""
+    for run, rows in runs:
+        step = max(1, plan.block_values // run.planned.tensor.n_cols)
+        for start in range(0, len(rows), step):
+            yield partial(_convert, run.planned, run.matrix, rows[start : start + step])
+        n_bytes = run.planned.n_bytes
+        if run.is_last and padded(n_bytes) > n_bytes:
+            yield partial(bytes, padded(n_bytes) - n_bytes)
 
 
-def _check_values(values: np.ndarray, planned: PlannedTensor) -> None:
-    low, high = float(values.min()), float(values.max())
+def _convert(planned: PlannedTensor, matrix: int, rows: np.ndarray) -> memoryview:
+    values, largest = widen(rows)
+    _check_largest(largest, planned)
+    return quantize_rows(planned, matrix, values).reshape(-1).data
+
+
+@contextmanager
+def _threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that have ended when the block ends, however it does; what waits is not begun."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], Result]], ahead: int
+) -> Iterator[Result]:
+    """The tasks' results in their order, while up to ``ahead`` tasks are under way or done."""
+    under_way: deque[Future[Result]] = deque()
+    for task in tasks:
+        if len(under_way) == ahead:
+            yield under_way.popleft().result()
+        under_way.append(pool.submit(task))
+    while under_way:
+        yield under_way.popleft().result()
+
+
+def _check_largest(largest: float, planned: PlannedTensor) -> None:
+    """``largest``: the largest magnitude of some values of the tensor."""
     name, fmt = planned.tensor.name, planned.fmt.name
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if not np.isfinite(largest):
         raise FormatError(
             f"the checkpoint's values for {name} are not all finite: it is damaged or was saved "
             "from a training run that failed"
         )
-    if max(-low, high) > LARGEST_F16 and fmt not in ("f32", "bf16"):
+    if largest > LARGEST_F16 and fmt not in ("f32", "bf16"):
         raise Error(f"{name} holds values too large for {fmt}: choose bf16 or f32")

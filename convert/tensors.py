@@ -12,6 +12,7 @@ from enum import Enum
 import numpy as np
 
 from q4run.convert.safetensors_file import StoredTensor
+from q4run.convert.widen import transpose_columns
 
 BAND_BYTES = 4 * 2**20
 ReadRows = Callable[[int, int, int], np.ndarray]
@@ -97,16 +98,14 @@ def columns_of(tensor: StoredTensor, *, first_column: int = 0) -> ReadRows:
 
     def read(matrix: int, start: int, stop: int) -> np.ndarray:
         band_rows = max(1, BAND_BYTES // (4 * n_outputs))
-        left, right = first_column + start, first_column + stop
         rows = np.empty((stop - start, n_inputs), tensor.numpy_dtype)
-        # Moved as plain integers: numpy copies its own types faster than bfloat16.
         bits = rows.view(f"u{rows.itemsize}")
         for band_start in range(0, n_inputs, band_rows):
             n_band = min(band_rows, n_inputs - band_start)
             first = (matrix * n_inputs + band_start) * n_outputs
             band = tensor.read(first, n_band * n_outputs).view(bits.dtype)
-            wanted = band.reshape(n_band, n_outputs)[:, left:right]
-            bits[:, band_start : band_start + n_band] = wanted.T
+            band = band.reshape(n_band, n_outputs)
+            transpose_columns(band, first_column + start, bits, band_start)
         return rows
 
     return read

@@ -3,7 +3,8 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -54,8 +55,8 @@ def write_parts(parts: Sequence[Part], plan: BlockPlan, progress: Progress | Non
     try:
         with _TemporaryFiles() as temporary:
             for part in parts:
-                with temporary.create(part.path) as file:
-                    for chunk in _chunks(part, plan):
+                with temporary.create(part.path) as file, closing(_chunks(part, plan)) as chunks:
+                    for chunk in chunks:
                         file.write(chunk)
                         written += len(chunk)
                         if progress is not None:
@@ -73,7 +74,7 @@ def write_parts(parts: Sequence[Part], plan: BlockPlan, progress: Progress | Non
         raise Error(f"{folder}: cannot write: {error.strerror or error}") from None
 
 
-def _chunks(part: Part, plan: BlockPlan) -> Iterator[bytes | memoryview]:
+def _chunks(part: Part, plan: BlockPlan) -> Generator[bytes | memoryview]:
     """All bytes of a part, in order."""
     yield part.header
     yield from stream_tensors(part.tensors, plan)

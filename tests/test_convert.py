@@ -364,11 +364,14 @@ def test_stacked_experts_of_transformers_5_make_the_same_file(
     assert (tmp_path / "separate.gguf").read_bytes() == (tmp_path / "stacked.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("n_threads", [1, 5])
 @pytest.mark.parametrize("name", ["llama4_quantisable", "mixtral_sharded", "llama_mha_odd"])
-def test_small_blocks_make_the_same_file(name, checkpoint_of, tmp_path, monkeypatch):
+def test_small_blocks_and_any_threads_make_the_same_file(
+    name, n_threads, checkpoint_of, tmp_path, monkeypatch
+):
     convert(checkpoint_of(name), tmp_path / "whole.gguf", type="q8_0")
     # A few rows at a time, that do not divide the matrices evenly; heads are cut through.
-    plan = stream.BlockPlan(block_values=3 * 256, read_values=7 * 256)
+    plan = stream.BlockPlan(block_values=3 * 256, read_values=7 * 256, n_threads=n_threads)
     monkeypatch.setattr("q4run.convert.pipeline.plan_blocks", lambda *_: plan)
     monkeypatch.setattr("q4run.convert.tensors.BAND_BYTES", 4 * 512 * 5)
     convert(checkpoint_of(name), tmp_path / "parts.gguf", type="q8_0")

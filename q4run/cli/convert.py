@@ -75,6 +75,16 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            metavar="N",
+            min=1,
+            help="Threads that quantise. Not given: one per physical core.",
+            show_default=False,
+        ),
+    ] = None,
     split_max_size: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +124,7 @@ def convert(
             type=type_name,
             expert_type=expert_type,
             max_ram=max_ram_bytes,
+            threads=threads,
             split_max_size=split_bytes,
             dry_run=dry_run,
             force=force,
