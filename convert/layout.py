@@ -34,6 +34,16 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
+class Position:
+    """A place in a part where a matrix ends: ``n_bytes`` from its start, after ``n_tensors`` whole
+    tensors and ``n_matrices`` of the next one."""
+
+    n_bytes: int
+    n_tensors: int
+    n_matrices: int
+
+
+@dataclass(frozen=True)
 class Part:
     """One file: its final path, all bytes before the first tensor's data, its tensors in order."""
 
@@ -44,6 +54,22 @@ class Part:
     @property
     def n_bytes(self) -> int:
         return len(self.header) + sum(padded(planned.n_bytes) for planned in self.tensors)
+
+    def position_at(self, n_bytes: int) -> Position:
+        """The last end of a matrix, or of the header, within the first ``n_bytes``; else 0."""
+        at = len(self.header)
+        if n_bytes < at:
+            return Position(0, 0, 0)
+        for index, planned in enumerate(self.tensors):
+            end = at + padded(planned.n_bytes)
+            if end > n_bytes:
+                n_matrices = planned.tensor.n_matrices
+                matrix_bytes = planned.n_bytes // n_matrices
+                # The last matrix is followed by the padding, with which the tensor ends.
+                n_whole = min((n_bytes - at) // matrix_bytes, n_matrices - 1)
+                return Position(at + n_whole * matrix_bytes, index, n_whole)
+            at = end
+        return Position(at, len(self.tensors), 0)
 
 
 def padded(n_bytes: int) -> int:

@@ -11,15 +11,17 @@ import psutil
 
 from q4run.convert.checkpoint import Checkpoint
 from q4run.convert.families import plan_checkpoint
+from q4run.convert.journal import fingerprint
 from q4run.convert.layout import Part, PlannedTensor, lay_out
+from q4run.convert.outputs import Outputs, ResumableFiles, TemporaryFiles
 from q4run.convert.recipe import check_type, choose_formats, file_type
 from q4run.convert.stream import check_memory, least_plan, plan_blocks
 from q4run.convert.summary import Summary, count_types
 from q4run.convert.vocabulary import add_vocabulary
 from q4run.convert.widen import BFLOAT16, transpose_columns, widen
-from q4run.convert.writer import Progress, check_targets, write_parts
+from q4run.convert.writer import Progress, check_folder, check_targets, write_parts
 from q4run.cores import choose_threads
-from q4run.memory import available_memory
+from q4run.memory import available_memory, format_size
 
 DEFAULT_RAM_SHARE = 4
 # What a tokenizer's file takes, per byte, while it is parsed and once it is GGUF keys (measured
@@ -38,6 +40,7 @@ def convert(
     split_max_size: int | None = None,
     dry_run: bool = False,
     force: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """Converts a Hugging Face checkpoint folder to GGUF and tells what was done.
@@ -48,11 +51,14 @@ def convert(
     (default: what it holds now and a quarter of what is free). ``threads`` quantise (default: one
     per core); their number changes no byte of the result. ``split_max_size`` in bytes makes
     several files. ``dry_run`` plans and writes nothing. ``force`` replaces an existing output.
-    ``progress`` is called with (bytes written, bytes in all).
+    ``resume`` keeps what is finished when the conversion is interrupted, even by a crash, and goes
+    on from there when called again with the same source and options. ``progress`` is called with
+    (bytes written, bytes in all).
 
     Raises subclasses of `q4run.Error`: ``FormatError`` for damaged input, ``UnsupportedError`` for
     an unknown architecture, feature or type, ``BudgetError`` when ``max_ram`` is too little, and
-    ``Error`` for an output that cannot be written. Whatever is raised, no output is left behind.
+    ``Error`` for an output that cannot be written. Whatever is raised, no output is left behind
+    (with ``resume``, hidden files of what is finished).
     """
     started = time.monotonic()
     source = Path(source)
@@ -92,9 +98,26 @@ def convert(
     if dry_run:
         return summary
 
-    check_targets(parts, force=force)
-    write_parts(parts, plan_blocks(tensors, max_ram, _held_memory(), n_threads), progress)
+    check_folder(parts)
+    with _outputs(parts, checkpoint.files, resume) as outputs:
+        check_targets(parts, force=force, n_kept=outputs.n_kept)
+        summary.notes.extend(_resume_notes(outputs))
+        write_parts(outputs, plan_blocks(tensors, max_ram, _held_memory(), n_threads), progress)
     return replace(summary, seconds=time.monotonic() - started)
+
+
+def _outputs(parts: Sequence[Part], source_files: Sequence[Path], resume: bool) -> Outputs:
+    if not resume:
+        return TemporaryFiles(parts)
+    return ResumableFiles(parts, fingerprint(parts, source_files))
+
+
+def _resume_notes(outputs: Outputs) -> list[str]:
+    if outputs.n_kept:
+        return [f"{format_size(outputs.n_kept)} of an interrupted conversion were kept"]
+    if isinstance(outputs, ResumableFiles) and outputs.restarted:
+        return ["what an interrupted conversion had left was damaged: all was done anew"]
+    return []
 
 
 def _held_memory() -> int:

@@ -146,15 +146,18 @@ class _Run:
 
 
 def stream_tensors(
-    tensors: Sequence[PlannedTensor], plan: BlockPlan
+    tensors: Sequence[PlannedTensor], plan: BlockPlan, first_matrix: int = 0
 ) -> Iterator[memoryview | bytes]:
     """All bytes of the tensors in order, each padded to the alignment.
 
+    The first tensor's begin with its matrix ``first_matrix``.
     Raises ``FormatError`` for values that are not finite, ``Error`` for values a type cannot hold.
     Whoever stops before the end closes the generator, which then waits for its threads.
     """
     with _threads(N_READERS, "read-ahead") as readers, _threads(plan.n_threads, "quantise") as pool:
-        runs = _in_order(readers, (run.read for run in _runs(tensors, plan)), N_READERS)
+        runs = _in_order(
+            readers, (run.read for run in _runs(tensors, plan, first_matrix)), N_READERS
+        )
         yield from _in_order(pool, _blocks(runs, plan), plan.n_blocks)
 
 
@@ -163,12 +166,12 @@ def quantize_rows(planned: PlannedTensor, matrix: int, values: np.ndarray) -> np
     return planned.fmt.quantize(values)
 
 
-def _runs(tensors: Sequence[PlannedTensor], plan: BlockPlan) -> Iterator[_Run]:
-    for planned in tensors:
+def _runs(tensors: Sequence[PlannedTensor], plan: BlockPlan, first_matrix: int) -> Iterator[_Run]:
+    for index, planned in enumerate(tensors):
         tensor = planned.tensor
         n_values = plan.read_values if tensor.whole else plan.run_values
         step = max(1, n_values // tensor.n_cols)
-        for matrix in range(tensor.n_matrices):
+        for matrix in range(first_matrix if index == 0 else 0, tensor.n_matrices):
             for start in range(0, tensor.n_rows, step):
                 yield _Run(planned, matrix, start, min(start + step, tensor.n_rows))
 

@@ -100,12 +100,20 @@ def convert(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an output that exists, once the new is whole.")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep what is finished if interrupted, and go on from there if there is any.",
+        ),
+    ] = False,
     json_output: options.Json = False,
 ) -> None:
     """Turn a Hugging Face checkpoint into a GGUF file.
 
     Router, norms and vectors stay f32. The output appears under its name only
-    when it is complete; Ctrl-C leaves nothing behind.
+    when it is complete; Ctrl-C leaves nothing behind, or with --resume what
+    is finished.
 
     [bold]Examples[/]
       q4run convert Llama-4-Scout model.gguf --type q4_0
@@ -117,7 +125,11 @@ def convert(
     split_bytes = _size(split_max_size, "--split-max-size", None)
     from q4run import convert as conversion
 
-    with _ending_cleanly(), _progress_bar(shown=not dry_run) as report:
+    with (
+        _ending_cleanly(),
+        _telling_what_is_kept(resume and not dry_run),
+        _progress_bar(shown=not dry_run) as report,
+    ):
         summary = conversion.convert(
             source,
             out,
@@ -128,6 +140,7 @@ def convert(
             split_max_size=split_bytes,
             dry_run=dry_run,
             force=force,
+            resume=resume,
             progress=report,
         )
     if json_output:
@@ -160,6 +173,16 @@ def _ending_cleanly() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _telling_what_is_kept(resume: bool) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if resume:
+            note("What is finished was kept: the same command goes on from there.")
+        raise
 
 
 @contextmanager
