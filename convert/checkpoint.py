@@ -4,13 +4,18 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from q4run.convert import fp8, mxfp4
 from q4run.convert.config import Config, read_json
+from q4run.convert.quantized import read_quantization
 from q4run.convert.safetensors_file import StoredTensor, read_directory
+from q4run.convert.tensors import SourceTensor
 from q4run.errors import Error, FormatError, UnsupportedError
 
 INDEX_NAME = "model.safetensors.index.json"
 NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 PYTORCH_FILES = ("*.bin", "*.pth", "*.pt")
+# Scales of what is computed, not of weights: for runtimes that compute in 8 bits.
+ACTIVATION_SCALES = re.compile(r"(input_scale|input_scale_ub|output_scale|\.[kqv]_scale)$")
 
 
 class Checkpoint:
@@ -26,6 +31,7 @@ class Checkpoint:
         self.folder = folder
         self.config = Config(read_json(folder / "config.json"), str(folder / "config.json"))
         self.files = _find_files(folder)
+        self.quantization = read_quantization(self.config)
         self.tensors = _read_directories(folder, self.files)
         self._claimed: set[str] = set()
         self._missing: list[str] = []
@@ -52,27 +58,56 @@ class Checkpoint:
                 f"{len(self.tensors)} tensors"
             )
 
-    def claim(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor ``name``, in whatever form."""
+        return name in self.tensors or self._find_mxfp4(name) is not None
+
+    def claim(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
         """The tensor ``name``, which must have ``shape``.
 
         Raises ``FormatError`` for another shape, ``UnsupportedError`` for a type that is not read.
         A missing tensor is remembered and told by `check_all_claimed`, so that one message can
         name them all.
         """
-        tensor = self.tensors.get(name)
+        tensor = self._find(name, shape)
         if tensor is None:
             self._missing.append(name)
             if len(self._missing) > len(self.tensors):
                 self._refuse_missing()
             return StoredTensor(name, self.folder, "F32", shape, 0)
-        if tensor.shape != shape:
-            raise FormatError(
-                f"{tensor.path}: tensor '{name}' has the shape {list(tensor.shape)}, "
-                f"but config.json asks for {list(shape)}"
-            )
-        self._claimed.add(name)
-        _ = tensor.numpy_dtype  # refuses unknown types now, not hours into the work
         return tensor
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> SourceTensor | None:
+        """The tensor with what belongs to it, all claimed; None where it is missing."""
+        stored = self.tensors.get(name)
+        if stored is None:
+            pair = self._find_mxfp4(name)
+            if pair is None:
+                return None
+            self._claimed.update(tensor.name for tensor in pair)
+            tensor = mxfp4.paired(name, *pair)
+            _check_shape(tensor, pair[0].path, shape)
+            return tensor
+        self._claimed.add(name)
+        _check_shape(stored, stored.path, shape)
+        if stored.dtype not in fp8.WEIGHT_TYPES or len(shape) < 2:
+            _ = stored.numpy_dtype  # refuses unknown types now, not hours into the work
+            return stored
+        names = fp8.scale_names(name)
+        scales = next((self.tensors[other] for other in names if other in self.tensors), None)
+        if scales is None:
+            raise FormatError(
+                f"{stored.path}: tensor '{name}' is stored as {stored.dtype}, but its scales are "
+                f"missing ({' or '.join(names)})"
+            )
+        self._claimed.add(scales.name)
+        return fp8.scaled(stored, scales, self.quantization.block)
+
+    def _find_mxfp4(self, name: str) -> tuple[StoredTensor, StoredTensor] | None:
+        for packed, scales in mxfp4.names(name):
+            if packed in self.tensors and scales in self.tensors:
+                return self.tensors[packed], self.tensors[scales]
+        return None
 
     def check_all_claimed(self, ignorable: str) -> list[str]:
         """The names that match the pattern ``ignorable`` and were not claimed.
@@ -81,7 +116,11 @@ class Checkpoint:
         tensors are left over that do not match.
         """
         self._refuse_missing()
-        left = [name for name in self.tensors if name not in self._claimed]
+        left = [
+            name
+            for name in self.tensors
+            if name not in self._claimed and not ACTIVATION_SCALES.search(name)
+        ]
         unknown = [name for name in left if not re.search(ignorable, name)]
         if unknown:
             raise UnsupportedError(
@@ -93,6 +132,14 @@ class Checkpoint:
     def _refuse_missing(self) -> None:
         if self._missing:
             raise FormatError(f"{self.folder}: missing tensors: {_name_a_few(self._missing)}")
+
+
+def _check_shape(tensor: SourceTensor, path: Path, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise FormatError(
+            f"{path}: tensor '{tensor.name}' has the shape {list(tensor.shape)}, "
+            f"but config.json asks for {list(shape)}"
+        )
 
 
 def _name_a_few(names: list[str]) -> str:

@@ -56,26 +56,45 @@ class StoredTensor:
             )
         return dtype
 
+    def read_rows(self, first: int, count: int) -> np.ndarray:
+        """Rows ``first`` to ``first + count``, counted through all matrices of a stack, as an
+        array (count, columns) of `numpy_dtype`; raises as `read`."""
+        n_cols = self.shape[-1]
+        return self.read(first * n_cols, count * n_cols).reshape(count, n_cols)
+
     def read(self, first: int, count: int) -> np.ndarray:
         """``count`` values from the ``first`` on, as a flat array of `numpy_dtype`.
 
         Raises ``FormatError`` when the file has become shorter or cannot be read.
         """
-        values = np.empty(count, self.numpy_dtype)
-        buffer = values.view(np.uint8).data
-        start = self.offset + first * values.itemsize
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(start)
-                done = 0
-                while done < len(buffer):
-                    n_read = file.readinto(buffer[done:])
-                    if not n_read:
-                        raise FormatError(f"{self.path}: ends within tensor '{self.name}'")
-                    done += n_read
-        except OSError as error:
-            raise FormatError(f"{self.path}: cannot be read: {error.strerror}") from None
+        itemsize = self.numpy_dtype.itemsize
+        return self.read_bytes(first * itemsize, count * itemsize).view(self.numpy_dtype)
+
+    def read_bytes(self, first: int, count: int) -> np.ndarray:
+        """``count`` bytes of the tensor from the ``first`` on, uint8; raises as `read`."""
+        values = np.empty(count, np.uint8)
+        read_fully(self.path, self.offset + first, values, self.name)
         return values
+
+
+def read_fully(path: Path, start: int, target: np.ndarray, name: str) -> None:
+    """Fills ``target``, uint8, from byte ``start`` of a file on.
+
+    Raises ``FormatError``, which names the tensor, when the file has become shorter or cannot be
+    read.
+    """
+    buffer = target.data
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            done = 0
+            while done < len(buffer):
+                n_read = file.readinto(buffer[done:])
+                if not n_read:
+                    raise FormatError(f"{path}: ends within tensor '{name}'")
+                done += n_read
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_directory(path: Path) -> dict[str, StoredTensor]:

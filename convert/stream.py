@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from q4run.convert.blocks import Blocks
 from q4run.convert.layout import PlannedTensor, padded
-from q4run.convert.tensors import BAND_BYTES
+from q4run.convert.tensors import BAND_BYTES, Rows
 from q4run.convert.widen import widen
 from q4run.errors import BudgetError, Error, FormatError
 from q4run.memory import format_size
@@ -136,7 +137,7 @@ class _Run:
     start: int
     stop: int
 
-    def read(self) -> "tuple[_Run, np.ndarray]":
+    def read(self) -> "tuple[_Run, Rows]":
         return self, self.planned.tensor.read(self.matrix, self.start, self.stop)
 
     @property
@@ -177,7 +178,7 @@ def _runs(tensors: Sequence[PlannedTensor], plan: BlockPlan, first_matrix: int) 
 
 
 def _blocks(
-    runs: Iterable[tuple[_Run, np.ndarray]], plan: BlockPlan
+    runs: Iterable[tuple[_Run, Rows]], plan: BlockPlan
 ) -> Iterator[Callable[[], memoryview | bytes]]:
     """What makes the bytes of each block of the runs, and of the padding between tensors."""
     for run, rows in runs:
@@ -189,7 +190,11 @@ def _blocks(
             yield partial(bytes, padded(n_bytes) - n_bytes)
 
 
-def _convert(planned: PlannedTensor, matrix: int, rows: np.ndarray) -> memoryview:
+def _convert(planned: PlannedTensor, matrix: int, rows: Rows) -> memoryview:
+    if isinstance(rows, Blocks):
+        if rows.fmt is planned.fmt:
+            return np.ascontiguousarray(rows.raw).reshape(-1).data
+        rows = rows.dequantize()
     values, largest = widen(rows)
     _check_largest(largest, planned)
     return quantize_rows(planned, matrix, values).reshape(-1).data

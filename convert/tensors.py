@@ -2,20 +2,36 @@
 
 An output tensor is a stack of matrices: one, or one per expert. It is read as runs of rows of one
 matrix, so that no more than such a run is ever in memory. Values come in the type they are stored
-in (bfloat16, float16 or float32).
+in: as bfloat16, float16 or float32, or as blocks of a GGUF type.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 import numpy as np
 
-from q4run.convert.safetensors_file import StoredTensor
+from q4run.convert.blocks import Blocks
 from q4run.convert.widen import transpose_columns
 
 BAND_BYTES = 4 * 2**20
-ReadRows = Callable[[int, int, int], np.ndarray]
+Rows = np.ndarray | Blocks
+ReadRows = Callable[[int, int, int], Rows]
+
+
+class SourceTensor(Protocol):
+    """A tensor of the checkpoint, however it is stored there."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read_rows(self, first: int, count: int) -> Rows:
+        """Rows ``first`` to ``first + count``, counted through all matrices of a stack."""
+        ...
 
 
 class Role(Enum):
@@ -36,8 +52,9 @@ class OutputTensor:
 
     ``shape`` is in numpy's order: (n,), (rows, columns) or (experts, rows, columns).
     ``read(matrix, start, stop)`` gives rows ``start`` to ``stop`` of one matrix, as an array
-    (stop - start, columns). ``whole`` says that one read costs as much as reading the whole
-    matrix, because the checkpoint holds it transposed: few long runs are better than many short.
+    (stop - start, columns) or as blocks. ``whole`` says that one read costs as much as reading the
+    whole matrix, because the checkpoint holds it transposed: few long runs are better than many
+    short.
     """
 
     name: str
@@ -63,32 +80,30 @@ class OutputTensor:
         return self.n_matrices * self.n_rows * self.n_cols
 
 
-def rows_of(tensor: StoredTensor, *, first_row: int = 0, rows_per_matrix: int = 0) -> ReadRows:
+def rows_of(tensor: SourceTensor, *, first_row: int = 0, rows_per_matrix: int = 0) -> ReadRows:
     """Rows as the checkpoint holds them, from ``first_row`` of each matrix on.
 
     ``rows_per_matrix`` is the checkpoint's count, needed where it holds a stack (experts, rows,
     columns).
     """
-    n_cols = tensor.shape[-1]
 
-    def read(matrix: int, start: int, stop: int) -> np.ndarray:
-        row = matrix * rows_per_matrix + first_row + start
-        return tensor.read(row * n_cols, (stop - start) * n_cols).reshape(stop - start, n_cols)
+    def read(matrix: int, start: int, stop: int) -> Rows:
+        return tensor.read_rows(matrix * rows_per_matrix + first_row + start, stop - start)
 
     return read
 
 
-def stack_of(tensors: Sequence[StoredTensor]) -> ReadRows:
+def stack_of(tensors: Sequence[SourceTensor]) -> ReadRows:
     """A stack whose matrices are tensors of their own in the checkpoint."""
     readers = [rows_of(tensor) for tensor in tensors]
 
-    def read(matrix: int, start: int, stop: int) -> np.ndarray:
+    def read(matrix: int, start: int, stop: int) -> Rows:
         return readers[matrix](0, start, stop)
 
     return read
 
 
-def columns_of(tensor: StoredTensor, *, first_column: int = 0) -> ReadRows:
+def columns_of(tensor: SourceTensor, *, first_column: int = 0) -> ReadRows:
     """Rows that are columns in the checkpoint's stack (experts, inputs, outputs).
 
     The checkpoint is read in bands of whole rows, one after another, of which the wanted columns
@@ -98,20 +113,22 @@ def columns_of(tensor: StoredTensor, *, first_column: int = 0) -> ReadRows:
 
     def read(matrix: int, start: int, stop: int) -> np.ndarray:
         band_rows = max(1, BAND_BYTES // (4 * n_outputs))
-        rows = np.empty((stop - start, n_inputs), tensor.numpy_dtype)
-        bits = rows.view(f"u{rows.itemsize}")
+        rows = None
         for band_start in range(0, n_inputs, band_rows):
             n_band = min(band_rows, n_inputs - band_start)
-            first = (matrix * n_inputs + band_start) * n_outputs
-            band = tensor.read(first, n_band * n_outputs).view(bits.dtype)
-            band = band.reshape(n_band, n_outputs)
-            transpose_columns(band, first_column + start, bits, band_start)
+            band = tensor.read_rows(matrix * n_inputs + band_start, n_band)
+            assert isinstance(band, np.ndarray), "blocks cannot be transposed"
+            if rows is None:
+                rows = np.empty((stop - start, n_inputs), band.dtype)
+            bits = f"u{band.itemsize}"
+            transpose_columns(band.view(bits), first_column + start, rows.view(bits), band_start)
+        assert rows is not None
         return rows
 
     return read
 
 
-def rope_pairs_of(tensor: StoredTensor, head_dim: int) -> ReadRows:
+def rope_pairs_of(tensor: SourceTensor, head_dim: int) -> ReadRows:
     """Rows of a query or key matrix, ordered for RoPE over adjacent pairs.
 
     Hugging Face's Llama rotates value i of a head with value i + head_dim/2; GGUF's ``llama``
@@ -120,12 +137,15 @@ def rope_pairs_of(tensor: StoredTensor, head_dim: int) -> ReadRows:
     plain = rows_of(tensor)
     half = head_dim // 2
 
-    def read(matrix: int, start: int, stop: int) -> np.ndarray:
+    def read(matrix: int, start: int, stop: int) -> Rows:
         first_head, end_head = start // head_dim, -(-stop // head_dim)
         rows = plain(matrix, first_head * head_dim, end_head * head_dim)
-        heads = rows.reshape(end_head - first_head, 2, half, rows.shape[-1])
-        pairs = heads.swapaxes(1, 2).reshape(rows.shape)
-        return pairs[start - first_head * head_dim : stop - first_head * head_dim]
+        order = np.arange(len(rows)).reshape(-1, 2, half).swapaxes(1, 2).reshape(-1)
+        order = order[start - first_head * head_dim : stop - first_head * head_dim]
+        if isinstance(rows, Blocks):
+            return rows[order]
+        # Moved as plain integers: numpy copies its own types faster than bfloat16.
+        return rows.view(f"u{rows.itemsize}")[order].view(rows.dtype)
 
     return read
 

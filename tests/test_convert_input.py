@@ -91,7 +91,13 @@ def test_unknown_architecture(architectures, named, llama):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "by layer"),
         ({"sliding_window": 512}, "sliding_window (512)"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {}}, "unknown"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "format": "int"}},
+            "compressed-tensors, int",
+        ),
+        ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "NVFP4"),
     ],
 )
 def test_features_the_runtime_does_not_have(changes, named, llama):

@@ -59,7 +59,7 @@ def read_sizes(checkpoint: Checkpoint, config: Config, default_theta: float) -> 
     head_dim = config.integer("head_dim", n_embd // n_head)
     if head_dim % 2:
         raise FormatError(f"{config.where}: a head of {head_dim} values cannot be rotated in pairs")
-    _refuse_unknown_features(checkpoint.config, config)
+    _refuse_unknown_features(config)
     return Sizes(
         n_layer=n_layer,
         n_embd=n_embd,
@@ -72,15 +72,7 @@ def read_sizes(checkpoint: Checkpoint, config: Config, default_theta: float) -> 
     )
 
 
-def _refuse_unknown_features(whole: Config, config: Config) -> None:
-    for section in (whole, config):
-        quantization = section.section("quantization_config")
-        if quantization is not None:
-            method = quantization.text("quant_method", "unknown")
-            raise UnsupportedError(
-                f"{section.where}: the checkpoint is quantised already ({method}); "
-                "take the unquantised one"
-            )
+def _refuse_unknown_features(config: Config) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if config.flag(key, False):
             raise UnsupportedError(f"{config.where}: {key} is not supported")

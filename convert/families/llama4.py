@@ -16,7 +16,7 @@ from q4run.convert.families.decoder import (
     start_metadata,
     start_tensors,
 )
-from q4run.convert.tensors import OutputTensor, Role, columns_of
+from q4run.convert.tensors import OutputTensor, ReadRows, Role, columns_of, rows_of, stack_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.models.llama4 import (
     CHUNK_SIZE,
@@ -159,16 +159,53 @@ def _chunked_layers(config: Config, rope_layers: list[int]) -> list[int]:
 def _experts(
     checkpoint: Checkpoint, sizes: Sizes, layer: int, base: str, n_expert: int, n_ff: int
 ) -> Iterator[OutputTensor]:
-    """Router, routed experts and shared expert. The routed ones are stored input-major."""
+    """Router, routed experts and shared expert.
+
+    A checkpoint in bf16 has the routed ones as stacks stored input-major. One in fp8, as Maverick's
+    is, has a matrix per expert and projection; one in mxfp4 has stacks stored output-major, as all
+    matrices are in blocks.
+    """
     n_embd = sizes.n_embd
     yield router(checkpoint, layer, f"{base}.router.weight", n_expert, n_embd)
-    gate_up = checkpoint.claim(f"{base}.experts.gate_up_proj", (n_expert, n_embd, 2 * n_ff))
-    down = checkpoint.claim(f"{base}.experts.down_proj", (n_expert, n_ff, n_embd))
-    for name, shape, read in (
-        ("gate", (n_expert, n_ff, n_embd), columns_of(gate_up)),
-        ("up", (n_expert, n_ff, n_embd), columns_of(gate_up, first_column=n_ff)),
-        ("down", (n_expert, n_embd, n_ff), columns_of(down)),
+    experts = f"{base}.experts"
+    reads: tuple[ReadRows, ReadRows, ReadRows]
+    whole = False
+    if checkpoint.has(f"{experts}.0.gate_proj.weight"):
+        checkpoint.check_count("num_local_experts", n_expert)
+        reads = (
+            _separate(checkpoint, experts, "gate_proj", n_expert, (n_ff, n_embd)),
+            _separate(checkpoint, experts, "up_proj", n_expert, (n_ff, n_embd)),
+            _separate(checkpoint, experts, "down_proj", n_expert, (n_embd, n_ff)),
+        )
+    elif f"{experts}.gate_up_proj_blocks" in checkpoint.tensors:
+        gate_up = checkpoint.claim(f"{experts}.gate_up_proj", (n_expert, 2 * n_ff, n_embd))
+        down = checkpoint.claim(f"{experts}.down_proj", (n_expert, n_embd, n_ff))
+        reads = (
+            rows_of(gate_up, rows_per_matrix=2 * n_ff),
+            rows_of(gate_up, first_row=n_ff, rows_per_matrix=2 * n_ff),
+            rows_of(down, rows_per_matrix=n_embd),
+        )
+    else:
+        gate_up = checkpoint.claim(f"{experts}.gate_up_proj", (n_expert, n_embd, 2 * n_ff))
+        down = checkpoint.claim(f"{experts}.down_proj", (n_expert, n_ff, n_embd))
+        reads = (columns_of(gate_up), columns_of(gate_up, first_column=n_ff), columns_of(down))
+        whole = True
+    for name, n_rows, n_cols, read in (
+        ("gate", n_ff, n_embd, reads[0]),
+        ("up", n_ff, n_embd, reads[1]),
+        ("down", n_embd, n_ff, reads[2]),
     ):
         name = f"blk.{layer}.ffn_{name}_exps.weight"
-        yield OutputTensor(name, shape, Role.EXPERT, read, whole=True)
+        yield OutputTensor(name, (n_expert, n_rows, n_cols), Role.EXPERT, read, whole=whole)
     yield from dense_ffn(checkpoint, layer, f"{base}.shared_expert", n_embd, n_ff, suffix="_shexp")
+
+
+def _separate(
+    checkpoint: Checkpoint, base: str, projection: str, n_expert: int, shape: tuple[int, int]
+) -> ReadRows:
+    return stack_of(
+        [
+            checkpoint.claim(f"{base}.{expert}.{projection}.weight", shape)
+            for expert in range(n_expert)
+        ]
+    )

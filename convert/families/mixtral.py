@@ -36,7 +36,7 @@ def plan_mixtral(checkpoint: Checkpoint) -> Plan:
         base = f"model.layers.{layer}"
         tensors += attention_tensors(checkpoint, sizes, layer, base, pair_rows=True)
         # Files hold a matrix per expert; a state dict taken from transformers 5 holds stacks.
-        if f"{base}.mlp.experts.gate_up_proj" in checkpoint.tensors:
+        if checkpoint.has(f"{base}.mlp.experts.gate_up_proj"):
             tensors += _stacked_experts(checkpoint, sizes, layer, n_ff, n_expert)
         else:
             checkpoint.check_count("num_local_experts", n_expert)
