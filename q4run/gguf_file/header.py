@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from q4run.errors import Error, FormatError, UnsupportedError
 from q4run.gguf_file.cursor import U32, U64, Cursor, quote
@@ -49,13 +49,15 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What one GGUF file says before its tensor data; arrays in ``metadata`` are GGUFArray."""
+    """What one GGUF file says before its tensor data; arrays in ``metadata`` are GGUFArray, and
+    ``value_types`` has the type each value is stored as."""
 
     path: Path
     size: int
     version: int
     alignment: int
     metadata: dict[str, Any]
+    value_types: dict[str, GGUFValueType]
     tensors: dict[str, TensorInfo]
 
 
@@ -90,12 +92,12 @@ def _parse(cursor: Cursor) -> Header:
     n_tensors = _read_entry_count(cursor)
     cursor.place = "the metadata"
     n_keys = _read_entry_count(cursor)
-    metadata = _read_metadata(cursor, n_keys)
+    metadata, value_types = _read_metadata(cursor, n_keys)
     alignment = _alignment(cursor.path, metadata)
     directory = [_read_tensor(cursor, index, n_tensors) for index in range(n_tensors)]
     data_start = -(-cursor.position // alignment) * alignment
     tensors = _place_tensors(cursor, directory, data_start, alignment)
-    return Header(cursor.path, cursor.size, version, alignment, metadata, tensors)
+    return Header(cursor.path, cursor.size, version, alignment, metadata, value_types, tensors)
 
 
 def _read_entry_count(cursor: Cursor) -> int:
@@ -109,16 +111,17 @@ def _read_entry_count(cursor: Cursor) -> int:
     return count
 
 
-def _read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
+def _read_metadata(cursor: Cursor, count: int) -> tuple[dict[str, Any], dict[str, GGUFValueType]]:
     metadata: dict[str, Any] = {}
+    value_types: dict[str, GGUFValueType] = {}
     for index in range(count):
         cursor.place = f"metadata entry {index + 1} of {count}"
         key = cursor.name()
         cursor.place = f"metadata key {quote(key)}"
         if key in metadata:
             raise cursor.damaged("occurs twice")
-        metadata[key] = read_value(cursor)
-    return metadata
+        value_types[key], metadata[key] = read_value(cursor)
+    return metadata, value_types
 
 
 def _alignment(path: Path, metadata: dict[str, Any]) -> int:

@@ -84,9 +84,13 @@ class Metadata(Mapping[str, Any]):
         return value if isinstance(value, GGUFArray) else None
 
 
-def read_value(cursor: Cursor) -> Any:
-    """The next typed value: int, float, bool, str or GGUFArray. Raises FormatError."""
+def read_value(cursor: Cursor) -> tuple[GGUFValueType, Any]:
+    """The next value with its type: int, float, bool, str or GGUFArray. Raises FormatError."""
     value_type = _read_type(cursor)
+    return value_type, _read_value_of(value_type, cursor)
+
+
+def _read_value_of(value_type: GGUFValueType, cursor: Cursor) -> Any:
     if value_type == GGUFValueType.ARRAY:
         element_type, count = _read_array_start(cursor)
         start = cursor.position

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import EllipsisType, MappingProxyType
 from typing import Any, TypeVar
@@ -52,7 +52,8 @@ _TYPE_NAMES = {int: "an integer", float: "a float", str: "a string", bool: "true
 class GGUFFile:
     """What a GGUF model says about itself.
 
-    ``metadata`` is the first part's (llama.cpp reads no other); ``alignment`` is one that the
+    ``metadata`` is the first part's (llama.cpp reads no other), ``value_types`` what its values are
+    stored as; ``alignment`` is one that the
     tensors of every part have; ``tensors`` are in file order over all parts; ``size`` is in
     bytes, of all parts.
     """
@@ -64,6 +65,7 @@ class GGUFFile:
     size: int
     metadata: Metadata
     tensors: Mapping[str, TensorInfo]
+    value_types: Mapping[str, GGUFValueType] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -182,6 +184,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         size=sum(header.size for header in headers),
         metadata=Metadata(first.metadata),
         tensors=MappingProxyType(tensors),
+        value_types=MappingProxyType(first.value_types),
     )
     if len(headers) > 1:
         expected = opened.get_int("split.tensors.count")
