@@ -148,10 +148,6 @@ def _name_a_few(names: list[str]) -> str:
 
 
 def _check_is_checkpoint(folder: Path) -> None:
-    if folder.suffix.lower() == ".gguf":
-        raise UnsupportedError(
-            f"{folder}: converting from GGUF is not supported yet: give a Hugging Face folder"
-        )
     if not folder.is_dir():
         raise Error(
             f"{folder}: no such folder; download the checkpoint first and give the folder "

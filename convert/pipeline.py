@@ -1,25 +1,29 @@
-"""The conversion from end to end: checkpoint -> plan -> types -> layout -> file."""
+"""The conversion from end to end: source -> types -> layout -> file."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import numpy as np
 import psutil
 
-from q4run.convert.checkpoint import Checkpoint
-from q4run.convert.families import plan_checkpoint
+from q4run.convert.gguf_source import requantising_notes
 from q4run.convert.journal import fingerprint
 from q4run.convert.layout import Part, PlannedTensor, lay_out
 from q4run.convert.outputs import Outputs, ResumableFiles, TemporaryFiles
 from q4run.convert.recipe import check_type, choose_formats, file_type
+from q4run.convert.source import open_source
 from q4run.convert.stream import check_memory, least_plan, plan_blocks
 from q4run.convert.summary import Summary, count_types
-from q4run.convert.vocabulary import add_vocabulary
 from q4run.convert.widen import BFLOAT16, transpose_columns, widen
-from q4run.convert.writer import Progress, check_folder, check_targets, write_parts
+from q4run.convert.writer import (
+    Progress,
+    check_folder,
+    check_not_source,
+    check_targets,
+    write_parts,
+)
 from q4run.cores import choose_threads
 from q4run.memory import available_memory, format_size
 
@@ -43,7 +47,7 @@ def convert(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Converts a Hugging Face checkpoint folder to GGUF and tells what was done.
+    """Converts a Hugging Face checkpoint folder, or another GGUF, to GGUF; tells what was done.
 
     ``out`` is the file to write (default: NAME-TYPE.gguf in the current folder). ``type`` is for
     the always-used matrices and, unless ``expert_type`` is given, for the routed experts; router,
@@ -68,38 +72,39 @@ def convert(
     if max_ram is None:
         max_ram = _held_memory() + available_memory() // DEFAULT_RAM_SHARE
 
-    checkpoint = Checkpoint(source)
-    plan = plan_checkpoint(checkpoint)
-    formats, type_notes = choose_formats(plan.tensors, type, expert_type)
+    opened = open_source(source)
+    formats, type_notes = choose_formats(opened.tensors, type, expert_type)
     tensors = [
-        PlannedTensor(tensor, fmt) for tensor, fmt in zip(plan.tensors, formats, strict=True)
+        PlannedTensor(tensor, fmt) for tensor, fmt in zip(opened.tensors, formats, strict=True)
     ]
     if not dry_run:
         _compile_codecs(tensors)
-        check_memory(max_ram, _held_memory() + _least_memory(source, tensors, n_threads))
-    _add_general_keys(plan.metadata, checkpoint.name, file_type(plan.tensors, formats))
-    vocabulary_notes = add_vocabulary(plan.metadata, source, plan.config, plan.n_vocab)
+        least = _least_memory(opened.tokenizer_bytes, tensors, n_threads)
+        check_memory(max_ram, _held_memory() + least)
+    metadata, metadata_notes = opened.write_metadata(file_type(opened.tensors, formats))
     parts = lay_out(
-        Path(out) if out is not None else _default_output(checkpoint, type, expert_type),
-        plan.metadata,
+        Path(out) if out is not None else _default_output(opened.name, type, expert_type),
+        metadata,
         tensors,
         split_max_size,
     )
+    notes = [*opened.notes, *type_notes, *requantising_notes(tensors), *metadata_notes]
     summary = Summary(
-        architecture=plan.metadata.arch,
+        architecture=opened.architecture,
         outputs=[part.path for part in parts],
         written=not dry_run,
         counts=count_types(tensors),
-        size_before=checkpoint.n_bytes,
+        size_before=opened.n_bytes,
         size_after=sum(part.n_bytes for part in parts),
         seconds=0.0,
-        notes=[*plan.notes, *type_notes, *vocabulary_notes, *_split_notes(parts, split_max_size)],
+        notes=[*notes, *_split_notes(parts, split_max_size)],
     )
     if dry_run:
         return summary
 
     check_folder(parts)
-    with _outputs(parts, checkpoint.files, resume) as outputs:
+    check_not_source(parts, opened.files)
+    with _outputs(parts, opened.files, resume) as outputs:
         check_targets(parts, force=force, n_kept=outputs.n_kept)
         summary.notes.extend(_resume_notes(outputs))
         write_parts(outputs, plan_blocks(tensors, max_ram, _held_memory(), n_threads), progress)
@@ -125,19 +130,10 @@ def _held_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _least_memory(source: Path, tensors: Sequence[PlannedTensor], n_threads: int) -> int:
+def _least_memory(tokenizer_bytes: int, tensors: Sequence[PlannedTensor], n_threads: int) -> int:
     """What the conversion takes at least beyond what the process holds before it, in bytes."""
-    files = [source / "tokenizer.json", source / "tokenizer.model"]
-    tokenizer = max((path.stat().st_size for path in files if path.is_file()), default=0)
     streaming = least_plan(tensors, n_threads).n_bytes
-    return max(TOKENIZER_PEAK * tokenizer, TOKENIZER_HELD * tokenizer + streaming)
-
-
-def _add_general_keys(metadata: gguf.GGUFWriter, name: str, file_type: int) -> None:
-    metadata.add_type(gguf.GGUFType.MODEL)
-    metadata.add_name(name)
-    metadata.add_file_type(file_type)
-    metadata.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    return max(TOKENIZER_PEAK * tokenizer_bytes, TOKENIZER_HELD * tokenizer_bytes + streaming)
 
 
 def _split_notes(parts: Sequence[Part], max_size: int | None) -> list[str]:
@@ -148,9 +144,9 @@ def _split_notes(parts: Sequence[Part], max_size: int | None) -> list[str]:
     return [f"{files} larger than --split-max-size: a tensor is never divided"]
 
 
-def _default_output(checkpoint: Checkpoint, type_name: str, expert_type: str) -> Path:
+def _default_output(name: str, type_name: str, expert_type: str) -> Path:
     types = type_name if expert_type == type_name else f"{type_name}-{expert_type}"
-    return Path(f"{checkpoint.name}-{types}.gguf")
+    return Path(f"{name}-{types}.gguf")
 
 
 def _compile_codecs(tensors: Sequence[PlannedTensor]) -> None:
@@ -161,3 +157,6 @@ def _compile_codecs(tensors: Sequence[PlannedTensor]) -> None:
         transpose_columns(np.zeros((1, 1), bits), 0, np.zeros((1, 1), bits), 0)
     for fmt in {planned.fmt.name: planned.fmt for planned in tensors}.values():
         fmt.quantize(np.zeros((1, fmt.block_size), np.float32))
+    stored = [planned.tensor.stored for planned in tensors]
+    for fmt in {fmt.name: fmt for fmt in stored if fmt is not None}.values():
+        fmt.dequantize(np.zeros((1, fmt.type_size), np.uint8))

@@ -14,6 +14,7 @@ import numpy as np
 
 from q4run.convert.blocks import Blocks
 from q4run.convert.widen import transpose_columns
+from q4run.kernels.formats import Format
 
 BAND_BYTES = 4 * 2**20
 Rows = np.ndarray | Blocks
@@ -54,7 +55,7 @@ class OutputTensor:
     ``read(matrix, start, stop)`` gives rows ``start`` to ``stop`` of one matrix, as an array
     (stop - start, columns) or as blocks. ``whole`` says that one read costs as much as reading the
     whole matrix, because the checkpoint holds it transposed: few long runs are better than many
-    short.
+    short. ``stored`` is the type that all of it is stored in, where that is a quantised one.
     """
 
     name: str
@@ -62,6 +63,7 @@ class OutputTensor:
     role: Role
     read: ReadRows
     whole: bool = False
+    stored: Format | None = None
 
     @property
     def n_matrices(self) -> int:

@@ -4,6 +4,7 @@ import errno
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import BinaryIO
 
 from q4run.convert.layout import Part
@@ -47,6 +48,14 @@ def check_folder(parts: Sequence[Part]) -> None:
     folder = parts[0].path.parent
     if not folder.is_dir():
         raise Error(f"{folder}: no such folder: make it first")
+
+
+def check_not_source(parts: Sequence[Part], files: Sequence[Path]) -> None:
+    """Raises ``Error`` when the output would replace a file that is read."""
+    read = {path.resolve() for path in files}
+    for part in parts:
+        if part.path.resolve() in read:
+            raise Error(f"{part.path}: is the source itself: name another output")
 
 
 def write_parts(outputs: Outputs, plan: BlockPlan, progress: Progress | None) -> None:

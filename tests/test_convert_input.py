@@ -50,9 +50,12 @@ def test_no_such_folder(tmp_path):
     refuse(tmp_path / "nowhere", Error, "nowhere", "no such folder")
 
 
-def test_gguf_as_source_is_for_later(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    refuse(tmp_path / "model.gguf", UnsupportedError, "converting from GGUF")
+def test_a_file_that_is_no_model(tmp_path):
+    (tmp_path / "source.gguf").write_bytes(b"GGUF")
+    refuse(tmp_path / "source.gguf", FormatError, "source.gguf")
+    (tmp_path / "model.txt").write_bytes(b"weights, if you will")
+    refuse(tmp_path / "model.txt", FormatError, "model.txt")
+    refuse(tmp_path / "missing.gguf", Error, "missing.gguf")
 
 
 def test_no_config(llama):

@@ -1,4 +1,4 @@
-"""``q4run convert``: a Hugging Face checkpoint to GGUF."""
+"""``q4run convert``: a Hugging Face checkpoint, or another GGUF, to GGUF."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SOURCE", help="The checkpoint's folder: config.json, *.safetensors, tokenizer."
+            metavar="SOURCE",
+            help="The checkpoint's folder (config.json, *.safetensors, tokenizer), or a GGUF file.",
         ),
     ],
     type_name: Annotated[
@@ -109,7 +110,7 @@ def convert(
     ] = False,
     json_output: options.Json = False,
 ) -> None:
-    """Turn a Hugging Face checkpoint into a GGUF file.
+    """Turn a Hugging Face checkpoint, or another GGUF, into a GGUF file.
 
     Router, norms and vectors stay f32. The output appears under its name only
     when it is complete; Ctrl-C leaves nothing behind, or with --resume what

@@ -1,0 +1,184 @@
+"""A GGUF file as the source: its metadata kept, its tensors' roles told by their names.
+
+The names are those of llama.cpp (``gguf-py``'s ``TENSOR_NAMES``); which tensors its quantiser
+leaves as they are stands in ``llama-quant.cpp``.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import ml_dtypes
+import numpy as np
+from gguf.gguf_writer import GGUFValue
+
+from q4run.convert.blocks import Blocks
+from q4run.convert.layout import PlannedTensor
+from q4run.convert.safetensors_file import read_fully
+from q4run.convert.tensors import OutputTensor, Role, Rows, rows_of
+from q4run.errors import FormatError, UnsupportedError
+from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
+from q4run.kernels.formats import Format, find_format
+
+# Written anew for the output, or of the source's layout only.
+REPLACED_KEYS = re.compile(
+    r"general\.(alignment|file_type|quantization_version|architecture)$|split\."
+)
+PART_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
+FLOATS: Mapping[str, np.dtype] = {
+    "f32": np.dtype("<f4"),
+    "f16": np.dtype("<f2"),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+}
+# Small tables that are read value by value: llama.cpp too never quantises them.
+TABLES = re.compile(
+    r"ssm_conv1d|shortconv\.conv|time_mix_|pos_embd|position_embd|token_types|attn_rel_b|altup|laurel"
+)
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """A tensor of a GGUF file; floats read as such, all else as blocks."""
+
+    info: TensorInfo
+    fmt: Format
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.info.shape or (1,)
+
+    def read_rows(self, first: int, count: int) -> Rows:
+        """Rows ``first`` to ``first + count``, counted through all matrices of a stack.
+
+        Raises ``FormatError`` when the file has become shorter or cannot be read.
+        """
+        row_bytes = self.fmt.row_bytes(self.shape[-1])
+        raw = np.empty(count * row_bytes, np.uint8)
+        read_fully(self.info.path, self.info.offset + first * row_bytes, raw, self.name)
+        if self.fmt.name in FLOATS:
+            return raw.view(FLOATS[self.fmt.name]).reshape(count, self.shape[-1])
+        return Blocks(raw.reshape(count, row_bytes), self.fmt)
+
+
+class GGUFSource:
+    """A GGUF file, or all parts of a split one given by its first, as a `Source`."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads headers only. Raises as ``open_gguf`` does."""
+        self._file = open_gguf(path)
+        self.files: Sequence[Path] = self._file.parts
+        self.n_bytes = self._file.size
+        self.name = PART_NUMBER.sub("", path.name.removesuffix(".gguf")) or "model"
+        self.architecture = self._file.architecture
+        self.tensors = [
+            _output_tensor(path, GGUFTensor(info, _format_of(info)))
+            for info in self._file.tensors.values()
+        ]
+        if not self.tensors:
+            raise FormatError(f"{path}: holds no tensors")
+        self.notes: list[str] = []
+        first = [info.offset for info in self._file.tensors.values() if info.path == path]
+        self.tokenizer_bytes = min(first, default=path.stat().st_size)
+
+    def write_metadata(self, file_type: int) -> tuple[gguf.GGUFWriter, list[str]]:
+        """The source's keys but for those that are written anew."""
+        metadata = gguf.GGUFWriter(None, self.architecture)
+        left_out = []
+        for key, value_type in self._file.value_types.items():
+            if REPLACED_KEYS.match(key):
+                continue
+            value = _copied_value(self._file, key, value_type)
+            if value is None or not _is_utf8(key):
+                left_out.append(key.encode("utf-8", "replace").decode()[:100])
+            else:
+                metadata.kv_data[0][key] = value
+        metadata.add_file_type(file_type)
+        metadata.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        if not left_out:
+            return metadata, []
+        return metadata, [f"left out, being empty or lists of lists: {', '.join(left_out[:5])}"]
+
+
+def requantising_notes(tensors: Sequence[PlannedTensor]) -> list[str]:
+    """What to tell about tensors that were quantised already and become another type."""
+    changes: dict[str, int] = defaultdict(int)
+    for planned in tensors:
+        stored = planned.tensor.stored
+        if stored is not None and stored is not planned.fmt and planned.fmt.name != "f32":
+            changes[stored.name] += 1
+    if not changes:
+        return []
+    types = ", ".join(f"{count} from {name}" for name, count in changes.items())
+    return [
+        f"{sum(changes.values())} tensors are quantised a second time ({types}): to the loss of "
+        "then that of now is added; convert the original checkpoint where you can"
+    ]
+
+
+def _format_of(info: TensorInfo) -> Format:
+    fmt = find_format(info.type)
+    if fmt is None:
+        raise UnsupportedError(
+            f"{info.path}: tensor '{info.name[:100]}' is stored as {info.type.name.lower()}, which "
+            "convert does not read"
+        )
+    return fmt
+
+
+def _output_tensor(path: Path, tensor: GGUFTensor) -> OutputTensor:
+    shape = tensor.shape
+    if len(shape) > 3:
+        raise UnsupportedError(
+            f"{path}: tensor '{tensor.name[:100]}' has {len(shape)} dimensions, more than convert "
+            "writes"
+        )
+    read = rows_of(tensor, rows_per_matrix=shape[-2] if len(shape) > 1 else 1)
+    stored = None if tensor.fmt.name in FLOATS else tensor.fmt
+    return OutputTensor(tensor.name, shape, role_of(tensor.name, len(shape)), read, stored=stored)
+
+
+def role_of(name: str, n_dimensions: int) -> Role:
+    """What a tensor of this GGUF name does."""
+    kind = name.removesuffix(".weight").rpartition(".")[2]
+    if kind.startswith(("rope_freqs", "rope_factors")):
+        return Role.ROPE_FACTORS
+    if n_dimensions < 2 or not name.endswith(".weight") or "_norm" in kind:
+        return Role.NORM
+    if TABLES.search(name):
+        return Role.NORM
+    if kind.startswith("ffn_gate_inp"):
+        return Role.ROUTER
+    if kind == "token_embd":
+        return Role.EMBEDDING
+    if kind == "output":
+        return Role.OUTPUT
+    return Role.EXPERT if kind.endswith("_exps") else Role.MATRIX
+
+
+def _copied_value(file: GGUFFile, key: str, value_type: gguf.GGUFValueType) -> GGUFValue | None:
+    """The value under ``key`` for the writer; None for arrays that it cannot write."""
+    array = file.metadata.array(key)
+    if array is None:
+        return GGUFValue(_as_bytes(file.metadata[key]), value_type)
+    if not array.count or array.element_type == gguf.GGUFValueType.ARRAY:
+        return None
+    values = array.values()
+    if array.element_type == gguf.GGUFValueType.STRING:
+        values = [_as_bytes(value) for value in values]
+    return GGUFValue(values, value_type, array.element_type)
+
+
+def _as_bytes(value: object) -> object:
+    """Text as its bytes in the file, which need not be UTF-8; anything else as it is."""
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
