@@ -15,6 +15,7 @@ from q4run.cli.errors import reporting_errors, show_tracebacks
 # name: what the verb does, in the list of verbs. Its function is q4run.cli.NAME.NAME.
 VERBS = {
     "convert": "Turn a Hugging Face checkpoint into a GGUF file.",
+    "imatrix": "Collect activation statistics for convert --imatrix.",
     "inspect": "Show what is in a model file.",
     "run": "Complete one prompt.",
     "chat": "Talk to a model.",

@@ -49,7 +49,8 @@ class KVType(StrEnum):
     Q8_0 = "q8_0"
 
 
-def _check_size(text: str | None) -> str | None:
+def check_size(text: str | None) -> str | None:
+    """Refuses, as wrong usage, an option's value that is not a size."""
     if text is not None:
         from q4run.memory import parse_size
 
@@ -73,7 +74,7 @@ RamBudget = Annotated[
     typer.Option(
         "--ram-budget",
         metavar="SIZE",
-        callback=_check_size,
+        callback=check_size,
         help="The RAM that q4run may use: 6G (powers of 1000), 6GiB (of 1024), 500M, or a share of"
         " the machine's RAM such as 50%. Not given: three quarters of what is free.",
         rich_help_panel=_MODEL_PANEL,

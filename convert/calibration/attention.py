@@ -1,0 +1,76 @@
+"""Causal attention of one window, in numpy: RoPE, q/k norm, chunks and temperature as declared."""
+
+import numpy as np
+
+from q4run.models.config import AttentionConfig, ModelConfig
+
+# Scores of so many queries are held at once, for all heads that share their keys.
+N_QUERIES = 128
+
+
+def rms_norm(x: np.ndarray, eps: float) -> np.ndarray:
+    """x / rms(x) over the last axis, without a weight; float32."""
+    mean = np.square(x).mean(axis=-1, keepdims=True)
+    return x / np.sqrt(mean + np.float32(eps))
+
+
+def attend(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    config: ModelConfig,
+    layer: AttentionConfig,
+    rotation: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """What the output matrix multiplies: float32 (n_tokens, n_head * head_dim).
+
+    q, k, v: float32 (n_tokens, heads * head_dim) of a sequence that starts at position 0;
+    rotation: cos and sin of its RoPE angles, (n_tokens, rope_dim / 2).
+    """
+    n_tokens = len(q)
+    queries = q.reshape(n_tokens, config.n_head, config.head_dim)
+    keys = k.reshape(n_tokens, config.n_head_kv, config.head_dim)
+    values = v.reshape(keys.shape)
+    if layer.rope:
+        queries, keys = _rotate(queries, rotation), _rotate(keys, rotation)
+    if layer.qk_norm:
+        queries = rms_norm(queries, config.rms_norm_eps)
+        keys = rms_norm(keys, config.rms_norm_eps)
+    positions = np.arange(n_tokens)
+    if layer.temperature is not None:
+        growth = np.log1p((positions + 1) // layer.temperature.length)
+        queries = queries * (1 + layer.temperature.scale * growth).astype(np.float32)[:, None, None]
+    group = config.n_head // config.n_head_kv
+    queries = queries * np.float32(config.head_dim**-0.5)
+    attended = np.empty((n_tokens, config.n_head, config.head_dim), np.float32)
+    for start in range(0, n_tokens, N_QUERIES):
+        rows = slice(start, min(start + N_QUERIES, n_tokens))
+        hidden = positions[: rows.stop] > positions[rows, None]
+        if layer.chunk_size is not None:
+            chunks = positions // layer.chunk_size
+            hidden |= chunks[: rows.stop] != chunks[rows, None]
+        for head in range(config.n_head_kv):
+            heads = slice(head * group, (head + 1) * group)
+            scores = queries[rows, heads].swapaxes(0, 1) @ keys[: rows.stop, head].T
+            np.copyto(scores, -np.inf, where=hidden)
+            attended[rows, heads] = (_softmax(scores) @ values[: rows.stop, head]).swapaxes(0, 1)
+    return attended.reshape(n_tokens, -1)
+
+
+def _rotate(x: np.ndarray, rotation: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """RoPE on the pairs (0, 1), (2, 3), ... of each head, (n_tokens, heads, head_dim)."""
+    cos, sin = (part[:, None] for part in rotation)
+    n_rotated = 2 * cos.shape[-1]
+    rotated = x.copy()
+    even, odd = x[..., 0:n_rotated:2], x[..., 1:n_rotated:2]
+    rotated[..., 0:n_rotated:2] = even * cos - odd * sin
+    rotated[..., 1:n_rotated:2] = even * sin + odd * cos
+    return rotated
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    """Over the last axis, in place."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores

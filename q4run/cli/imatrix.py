@@ -1,0 +1,130 @@
+"""``q4run imatrix``: what a model's matrices multiply on a text, for quantising it well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from q4run.cli import options
+from q4run.cli.terminal import note, one_line, quiet_line, stderr_console, warn
+from q4run.memory import parse_size, total_memory
+
+if TYPE_CHECKING:
+    from q4run.convert.calibration.collect import Collected
+
+
+def imatrix(
+    model: Annotated[
+        Path, typer.Argument(help="A GGUF file; of a split model, the first part.", metavar="MODEL")
+    ],
+    file: Annotated[
+        Path,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="TEXT",
+            help="What to run through the model: text such as it will be used for.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="The file to write, NAME.gguf.")
+    ],
+    context: Annotated[
+        int, typer.Option("--context", metavar="N", min=2, help="Tokens in one window.")
+    ] = 512,
+    chunks: Annotated[
+        int | None,
+        typer.Option(
+            "--chunks",
+            metavar="N",
+            min=1,
+            help="Windows at most. Not given: the whole text.",
+            show_default=False,
+        ),
+    ] = None,
+    ram_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--ram-budget",
+            metavar="SIZE",
+            callback=options.check_size,
+            help="The RAM for weights and intermediate results: 6G, 500M, 50%; what does not fit"
+            " lies on disk meanwhile. Not given: three quarters of what is free.",
+            show_default=False,
+        ),
+    ] = None,
+    json_output: options.Json = False,
+) -> None:
+    """Collect activation statistics for convert --imatrix (llama.cpp reads them too).
+
+    The text goes through the model layer by layer, so that a model larger
+    than RAM is read once. Control tokens written out in the text, such as
+    those of a chat template, are read as control tokens.
+
+    [bold]Examples[/]
+      q4run imatrix model-f16.gguf -f chats.txt -o model-imatrix.gguf
+      q4run imatrix model-f16.gguf -f chats.txt -o model-imatrix.gguf --chunks 200 --ram-budget 8G
+    """
+    budget = parse_size(ram_budget, total_memory()) if ram_budget is not None else None
+    with _progress_bar() as report:
+        from q4run.convert.calibration.collect import make_imatrix
+
+        collected = make_imatrix(
+            model,
+            file,
+            out,
+            context=context,
+            chunks=chunks,
+            ram_budget=budget,
+            progress=report,
+        )
+    if json_output:
+        print(json.dumps(asdict(collected) | {"out": str(collected.out)}))
+    _tell(collected)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar with the time left, in a terminal; gone when it ends."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("reading the text", total=None)
+
+        def report(done: int, total: int) -> None:
+            progress.update(task, description="running the text", completed=done, total=total)
+
+        yield report
+
+
+def _tell(collected: Collected) -> None:
+    quiet_line(
+        [
+            one_line(str(collected.out)),
+            f"{collected.n_entries} tensors",
+            f"{collected.n_tokens} tokens in {collected.n_chunks} windows of {collected.context}",
+            f"{collected.seconds:.1f} s",
+        ]
+    )
+    if collected.unused:
+        warn(
+            f"{collected.unused} of {collected.n_experts} experts met no token of this text: give"
+            " a longer or more varied one"
+        )
+    else:
+        note("Use it with: q4run convert SOURCE --type T --imatrix " + one_line(str(collected.out)))
