@@ -149,7 +149,7 @@ class _Sums:
         counts[matrix] += len(inputs)
 
     def entries(self) -> dict[str, Entry]:
-        entries = {}
+        entries: dict[str, Entry] = {}
         for names, (sums, counts) in self._sums.items():
             entry = Entry(sums.astype(np.float32), counts.astype(np.float32))
             entries |= dict.fromkeys(names, entry)

@@ -35,6 +35,6 @@ def read_windows(
             " text, or a smaller --context"
         )
     windows = ids[: n_windows * context].reshape(n_windows, context)[:most].copy()
-    if tokenizer.add_bos:
+    if tokenizer.add_bos and tokenizer.bos_id is not None:
         windows[:, 0] = tokenizer.bos_id
     return windows
