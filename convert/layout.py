@@ -22,10 +22,15 @@ METADATA_PER_PART_BYTES = 4096
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """An output tensor with its type; ``n_bytes`` is what it takes without padding."""
+    """An output tensor with its type; ``n_bytes`` is what it takes without padding.
+
+    ``importance``: float32 (n_matrices, n_cols), the mean square of what each column multiplies;
+    None where all columns count alike.
+    """
 
     tensor: OutputTensor
     fmt: Format
+    importance: np.ndarray | None = None
 
     @property
     def n_bytes(self) -> int:

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from q4run.convert.calibration.imatrix import read_imatrix
 from q4run.convert.gguf_source import requantising_notes
+from q4run.convert.importance import add_imatrix_keys, add_importance
 from q4run.convert.journal import fingerprint
 from q4run.convert.layout import Part, PlannedTensor, lay_out
 from q4run.convert.outputs import Outputs, ResumableFiles, TemporaryFiles
@@ -39,6 +41,7 @@ def convert(
     *,
     type: str,
     expert_type: str | None = None,
+    imatrix: str | Path | None = None,
     max_ram: int | None = None,
     threads: int | None = None,
     split_max_size: int | None = None,
@@ -51,13 +54,14 @@ def convert(
 
     ``out`` is the file to write (default: NAME-TYPE.gguf in the current folder). ``type`` is for
     the always-used matrices and, unless ``expert_type`` is given, for the routed experts; router,
-    norms and vectors are f32. ``max_ram`` bounds the memory of the whole process, in bytes
-    (default: what it holds now and a quarter of what is free). ``threads`` quantise (default: one
-    per core); their number changes no byte of the result. ``split_max_size`` in bytes makes
-    several files. ``dry_run`` plans and writes nothing. ``force`` replaces an existing output.
-    ``resume`` keeps what is finished when the conversion is interrupted, even by a crash, and goes
-    on from there when called again with the same source and options. ``progress`` is called with
-    (bytes written, bytes in all).
+    norms and vectors are f32. ``imatrix``: an importance matrix of this model, made by q4run or
+    llama.cpp, that says which columns matter. ``max_ram`` bounds the memory of the whole process,
+    in bytes (default: what it holds now and a quarter of what is free). ``threads`` quantise
+    (default: one per core); their number changes no byte of the result. ``split_max_size`` in
+    bytes makes several files. ``dry_run`` plans and writes nothing. ``force`` replaces an existing
+    output. ``resume`` keeps what is finished when the conversion is interrupted, even by a crash,
+    and goes on from there when called again with the same source and options. ``progress`` is
+    called with (bytes written, bytes in all).
 
     Raises subclasses of `q4run.Error`: ``FormatError`` for damaged input, ``UnsupportedError`` for
     an unknown architecture, feature or type, ``BudgetError`` when ``max_ram`` is too little, and
@@ -77,11 +81,17 @@ def convert(
     tensors = [
         PlannedTensor(tensor, fmt) for tensor, fmt in zip(opened.tensors, formats, strict=True)
     ]
+    imatrix_notes: list[str] = []
+    if imatrix is not None:
+        statistics = read_imatrix(Path(imatrix))
+        tensors, imatrix_notes = add_importance(tensors, statistics, str(imatrix))
     if not dry_run:
         _compile_codecs(tensors)
         least = _least_memory(opened.tokenizer_bytes, tensors, n_threads)
         check_memory(max_ram, _held_memory() + least)
     metadata, metadata_notes = opened.write_metadata(file_type(opened.tensors, formats))
+    if imatrix is not None:
+        add_imatrix_keys(metadata, statistics, str(imatrix))
     parts = lay_out(
         Path(out) if out is not None else _default_output(opened.name, type, expert_type),
         metadata,
@@ -97,14 +107,15 @@ def convert(
         size_before=opened.n_bytes,
         size_after=sum(part.n_bytes for part in parts),
         seconds=0.0,
-        notes=[*notes, *_split_notes(parts, split_max_size)],
+        notes=[*notes, *imatrix_notes, *_split_notes(parts, split_max_size)],
     )
     if dry_run:
         return summary
 
     check_folder(parts)
     check_not_source(parts, opened.files)
-    with _outputs(parts, opened.files, resume) as outputs:
+    inputs = [*opened.files, *([Path(imatrix)] if imatrix is not None else [])]
+    with _outputs(parts, inputs, resume) as outputs:
         check_targets(parts, force=force, n_kept=outputs.n_kept)
         summary.notes.extend(_resume_notes(outputs))
         write_parts(outputs, plan_blocks(tensors, max_ram, _held_memory(), n_threads), progress)

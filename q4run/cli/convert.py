@@ -66,6 +66,16 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            "--imatrix",
+            metavar="FILE",
+            help="An importance matrix of this model (q4run imatrix, or llama.cpp's): columns that"
+            " multiply large values are kept more exactly.",
+            show_default=False,
+        ),
+    ] = None,
     max_ram: Annotated[
         str | None,
         typer.Option(
@@ -136,6 +146,7 @@ def convert(
             out,
             type=type_name,
             expert_type=expert_type,
+            imatrix=imatrix,
             max_ram=max_ram_bytes,
             threads=threads,
             split_max_size=split_bytes,
