@@ -9,6 +9,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
+from q4run.convert.blocks import Blocks
 from q4run.kernels.compile import kernel
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import copy_bytes, load_u16x8, store, u8_pointer
@@ -53,6 +54,11 @@ def transpose_columns(band: np.ndarray, first: int, rows: np.ndarray, at: int) -
 
 def _as_float(bits: int) -> float:
     return float(np.uint32(bits).view(np.float32))
+
+
+def float_values(rows: np.ndarray | Blocks) -> np.ndarray:
+    """float32 (n, columns), whatever the rows are stored as."""
+    return rows.dequantize() if isinstance(rows, Blocks) else widen(rows)[0]
 
 
 @kernel()

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from q4run.convert.tensors import OutputTensor
+from q4run.convert.widen import float_values
 from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.read_at import read_at
@@ -76,15 +77,15 @@ class PlannedWeights:
     def matrix(self, name: str, n_rows: int, n_cols: int, matrix: int = 0) -> np.ndarray:
         tensor = self._tensors[name]
         if tensor.whole:
-            return tensor.read(matrix, 0, n_rows).astype(np.float32)
+            return float_values(tensor.read(matrix, 0, n_rows))
         values = np.empty((n_rows, n_cols), np.float32)
         for start, stop in _runs(n_rows, n_cols):
-            values[start:stop] = tensor.read(matrix, start, stop)
+            values[start:stop] = float_values(tensor.read(matrix, start, stop))
         return values
 
     def bands(self, name: str, n_rows: int, n_cols: int) -> Iterator[tuple[int, np.ndarray]]:
         for start, stop in _runs(n_rows, n_cols):
-            yield start, self._tensors[name].read(0, start, stop).astype(np.float32)
+            yield start, float_values(self._tensors[name].read(0, start, stop))
 
 
 def _runs(n_rows: int, n_cols: int) -> Iterator[tuple[int, int]]:
