@@ -108,10 +108,8 @@ class Format:
             raise ValueError(f"{n_cols} values are not whole {self.name} blocks")
         return n_cols // self.block_size * self.type_size
 
-    def quantize(self, values: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
+    def quantize(self, values: np.ndarray) -> np.ndarray:
         """float32 (..., n_cols) -> uint8 (..., row_bytes(n_cols)), the bytes of a GGUF tensor.
-
-        importance is not used yet.
 
         NotImplementedError unless ``can_quantize``.
         """
