@@ -50,6 +50,7 @@ def _pointer(context: Any, builder: Any, signature: Any, args: Any, pointee: ir.
 load_u8x32 = _loader(u8x32, types.uint8, "32 bytes from ``array[index]`` on.")
 load_i8x32 = _loader(i8x32, types.int8, "32 signed bytes from ``array[index]`` on.")
 load_f32x8 = _loader(f32x8, types.float32, "8 floats from ``array[index]`` on.")
+load_i32x8 = _loader(i32x8, types.int32, "8 integers from ``array[index]`` on.")
 load_i32x8_bytes = _loader(i32x8, types.uint8, "8 32-bit integers from byte ``index`` on.")
 load_u16x8 = _loader(u16x8, types.uint16, "8 16-bit patterns from ``array[index]`` on.")
 load_u16x8_bytes = _loader(u16x8, types.uint8, "8 16-bit patterns from byte ``index`` on.")
