@@ -63,6 +63,13 @@ def check_product(name: str, n_tokens: int, place: str) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
+def check_quantize(name: str, place: str) -> None:
+    """Three blocks: less than a tile of the small ones."""
+    fmt = format_named(name)
+    values = random_tokens(1, 3 * fmt.block_size, np.random.default_rng(0))
+    np.testing.assert_array_equal(fmt.quantize(guarded(values, place)), fmt.quantize(values))
+
+
 def run_here(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, __file__, *arguments],
@@ -100,3 +107,4 @@ if __name__ == "__main__":
             for n_tokens in (1, 5):
                 print(name, n_tokens, flush=True)
                 check_product(name, n_tokens, sys.argv[1])
+            check_quantize(name, sys.argv[1])

@@ -14,6 +14,7 @@ from numba.core import types
 from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
+from q4run.kernels.column_weights import column_weights
 from q4run.kernels.simd.lowering import BIAS
 
 _BY_TYPE: dict[gguf.GGMLQuantizationType, "Format"] = {}
@@ -42,6 +43,18 @@ class Field(NamedTuple):
     unit: int
 
 
+class Scales(NamedTuple):
+    """What ``Format.find_scales`` found for n blocks: a value is ``scale * level + minimum``.
+
+    scale, minimum: float32 (n, block_size // group_size), exactly as stored; minima are zeros where
+    the format has none. fields: uint8 (n, type_size), blocks that hold them, for ``Format.pack``.
+    """
+
+    scale: np.ndarray
+    minimum: np.ndarray
+    fields: np.ndarray
+
+
 class Format:
     """A GGUF tensor type: rows of blocks, ``block_size`` values in ``type_size`` bytes each.
 
@@ -51,6 +64,9 @@ class Format:
     ``simd.ops.biased``, with ``zero`` their bias. ``block_at_once`` formats overload
     ``reading.block_sums`` as well (and have one scale a block). Without ``int8_activations`` the
     weights are floats, read one column at a time, and nothing of this paragraph applies.
+
+    levels: what codes stand for before the scale, ascending, as a quantiser sees them; empty for
+    floats. group_size: how many values share a scale.
     """
 
     def __init__(
@@ -64,6 +80,8 @@ class Format:
         has_minimum: bool = False,
         half_groups: bool = False,
         block_at_once: bool = False,
+        levels: Iterable[float] = (),
+        group_size: int | None = None,
     ) -> None:
         self.ggml_type = ggml_type
         self.name: str = ggml_type.name.lower()
@@ -75,6 +93,8 @@ class Format:
         self.has_minimum = has_minimum
         self.half_groups = half_groups
         self.block_at_once = block_at_once
+        self.levels = np.array(tuple(levels), np.float32)
+        self.group_size = group_size or (16 if half_groups else 32)
         self.numba_type = FormatType(self)
 
     def __repr__(self) -> str:
@@ -94,6 +114,21 @@ class Format:
         return type(self).quantize_blocks is not Format.quantize_blocks
 
     @property
+    def lowest(self) -> float:
+        """The first level."""
+        return float(self.levels[0])
+
+    @property
+    def highest(self) -> float:
+        """The last level."""
+        return float(self.levels[-1])
+
+    @property
+    def has_whole_levels(self) -> bool:
+        """Whether the levels are all integers from the lowest to the highest."""
+        return len(self.levels) > 0 and bool((np.diff(self.levels) == 1).all())
+
+    @property
     def in_ram(self) -> "Format":
         """The format that matrices of this type have in RAM: their own where it has kernels."""
         return self
@@ -108,15 +143,38 @@ class Format:
             raise ValueError(f"{n_cols} values are not whole {self.name} blocks")
         return n_cols // self.block_size * self.type_size
 
-    def quantize(self, values: np.ndarray) -> np.ndarray:
+    def quantize(self, values: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
         """float32 (..., n_cols) -> uint8 (..., row_bytes(n_cols)), the bytes of a GGUF tensor.
 
-        NotImplementedError unless ``can_quantize``.
+        importance: float32 (n_cols,), at least 0: the mean square of the input that each column
+        multiplies. Scales and codes are searched for the least ``sum(importance * (value -
+        stored) ** 2)`` of each block; None: all columns count alike. A row's bytes depend on
+        nothing but the row and the importance. NotImplementedError unless ``can_quantize``.
         """
         values = np.ascontiguousarray(values, dtype=np.float32)
-        row_bytes = self.row_bytes(values.shape[-1])
-        blocks = self.quantize_blocks(values.reshape(-1, self.block_size))
+        n_cols = values.shape[-1]
+        row_bytes = self.row_bytes(n_cols)
+        weights = column_weights(importance, n_cols, self.block_size)
+        blocks = self.quantize_blocks(values.reshape(-1, self.block_size), weights)
         return blocks.reshape(*values.shape[:-1], row_bytes)
+
+    def find_scales(self, values: np.ndarray, importance: np.ndarray | None = None) -> Scales:
+        """The scales that ``quantize`` stores for these values, (..., n_cols) as there."""
+        raw = self.quantize(values, importance).reshape(-1, self.type_size)
+        return Scales(*self.unpack_scales(raw), raw)
+
+    def pack(self, scales: Scales, codes: np.ndarray) -> np.ndarray:
+        """Blocks with those scales, and codes chosen by the caller.
+
+        codes: uint8 (n_blocks, block_size), indices into ``levels``. uint8 (n_blocks, type_size).
+        """
+        raw = scales.fields.copy()
+        if codes.shape != (len(raw), self.block_size) or codes.dtype != np.uint8:
+            raise ValueError(f"codes of the shape {codes.shape} for {len(raw)} {self.name} blocks")
+        if codes.size and codes.max() >= len(self.levels):
+            raise ValueError(f"{self.name} has {len(self.levels)} levels only")
+        self.pack_codes(np.ascontiguousarray(codes), raw)
+        return raw
 
     def dequantize(self, raw: np.ndarray) -> np.ndarray:
         """uint8 (..., row_bytes) -> float32 (..., n_cols): exactly what the kernels multiply by."""
@@ -125,8 +183,23 @@ class Format:
         values = self.dequantize_blocks(raw.reshape(-1, self.type_size))
         return values.reshape(*raw.shape[:-1], n_cols)
 
-    def quantize_blocks(self, values: np.ndarray) -> np.ndarray:
-        """float32 (n_blocks, block_size) -> uint8 (n_blocks, type_size)."""
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """float32 (n_blocks, block_size) -> uint8 (n_blocks, type_size).
+
+        weights: of each value's squared error, float32 (period,): a whole number of blocks and of
+        256, repeated over the blocks; above 0, relative to the largest of each block.
+        """
+        raise NotImplementedError
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (n_blocks, type_size) -> scales and minima, float32 (n_blocks, n_groups) each.
+
+        A value is ``scale * level + minimum``; minima are zeros where the format has none.
+        """
+        raise NotImplementedError
+
+    def pack_codes(self, codes: np.ndarray, raw: np.ndarray) -> None:
+        """Writes codes, uint8 (n_blocks, block_size) of indices into ``levels``, into blocks."""
         raise NotImplementedError
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:

@@ -8,10 +8,15 @@ from q4run.kernels.simd.memory import load_i32x8_bytes
 from q4run.kernels.simd.ops import add_where_set
 
 
-def pack_five_bits(codes: np.ndarray) -> np.ndarray:
-    """uint8 (n, 32), all below 32 -> uint8 (n, 20)."""
-    bits = np.packbits(codes >> 4, axis=1, bitorder="little")
-    return np.concatenate([bits, pack_nibbles(codes & 15)], axis=1)
+@inline
+def pack_five_bits(codes, first, raw, at):
+    """32 codes below 32, from ``codes[first]`` on, into the 20 bytes from ``raw[at]`` on."""
+    for byte in range(4):
+        bits = np.uint8(0)
+        for i in range(8):
+            bits |= (codes[first + 8 * byte + i] >> 4 & 1) << i
+        raw[at + byte] = bits
+    pack_nibbles(codes, first, raw, at + 4)
 
 
 def unpack_five_bits(packed: np.ndarray) -> np.ndarray:

@@ -24,6 +24,25 @@ def unpack_scales(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @inline
+def pack_six_bits(scales, minima, raw, at):
+    """Eight scales and minima below 64, integers, into the 12 bytes from ``raw[at]`` on."""
+    for i in range(4):
+        scale, minimum = scales[4 + i], minima[4 + i]
+        raw[at + i] = np.uint8(scales[i] | scale >> 4 << 6)
+        raw[at + 4 + i] = np.uint8(minima[i] | minimum >> 4 << 6)
+        raw[at + 8 + i] = np.uint8(scale & 15 | (minimum & 15) << 4)
+
+
+@inline
+def pack_group_nibbles(codes, first, raw, at):
+    """The lower 4 bits of 256 codes into 128 bytes: a group in lower halves, the next in upper."""
+    for pair in range(4):
+        i = first + 64 * pair
+        for m in range(32):
+            raw[at + 32 * pair + m] = codes[i + m] & 15 | codes[i + 32 + m] << 4
+
+
+@inline
 def _six_bits(weights, at, group, which):
     """Scale (``which`` 0) or minimum (1) of a group; the rows' 12 bytes begin at byte ``at``."""
     own = load_i32x8_bytes(weights, at + 32 * which)

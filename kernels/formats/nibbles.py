@@ -10,9 +10,11 @@ from q4run.kernels.simd.ops import bit_and, bit_field, byte_table, splat
 from q4run.kernels.simd.vector import u8x32
 
 
-def pack_nibbles(codes: np.ndarray) -> np.ndarray:
-    """uint8 (..., 32), all below 16 -> uint8 (..., 16)."""
-    return codes[..., :16] | codes[..., 16:] << 4
+@inline
+def pack_nibbles(codes, first, raw, at):
+    """32 codes below 16, from ``codes[first]`` on, into the 16 bytes from ``raw[at]`` on."""
+    for i in range(16):
+        raw[at + i] = codes[first + i] & 15 | codes[first + 16 + i] << 4
 
 
 def unpack_nibbles(packed: np.ndarray) -> np.ndarray:

@@ -9,9 +9,14 @@ import gguf
 import numpy as np
 
 from q4run.kernels.compile import inline
-from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.quantize.shared_scale import largest_integers, quantize_shared_scale
+from q4run.kernels.formats.quantize.symmetric import scale_search
+from q4run.kernels.formats.quantize.tiles import put_half
 from q4run.kernels.formats.reading import codes, each_vector, implements, scale
 from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.formats.two_bits import pack_two_bits
+from q4run.kernels.formats.writing import Coded, pack_codes, pack_scales
 from q4run.kernels.simd.casts import halves_to_float, to_float
 from q4run.kernels.simd.memory import load_i32x8_bytes, load_u8x32, load_u16x8_bytes
 from q4run.kernels.simd.ops import (
@@ -27,14 +32,25 @@ from q4run.kernels.simd.ops import (
 )
 from q4run.kernels.simd.vector import f32x8, i32x8
 
+_SEARCH = scale_search((0.7, 1.05, 5), (0.8, 1.35, 3), 0.08)
+_LARGEST = largest_integers(-32)
 
-class Q3_K(Format):
-    def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
+
+class Q3_K(Coded):
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return quantize_shared_scale(self, values, weights, _SEARCH, _LARGEST)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         packed = raw[:, 96:108]
         shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(4, 1)
         lower = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
         upper = (packed[:, None, 8:] >> shifts & 3).reshape(-1, 16)
         scales = scales_of(raw, 108) * ((lower | upper << 4).astype(np.float32) - 32)
+        return scales, np.zeros_like(scales)
+
+    def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
+        scales, _ = self.unpack_scales(raw)
+        shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(4, 1)
         lower = (raw[:, 32:96].reshape(-1, 2, 1, 32) >> shifts & 3).reshape(-1, 8, 32)
         upper = raw[:, :32].reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1
         codes = (lower | upper << 2).reshape(-1, 16, 16).astype(np.float32) - 4
@@ -47,10 +63,33 @@ FORMAT = register(
         [Field(0, 8, 4), Field(32, 16, 4), Field(96, 3, 4), Field(108, 1, 2)],
         zero=4,
         half_groups=True,
+        levels=range(-4, 4),
     )
 )
 # Where the parts of eight interleaved rows begin.
 _LOWER, _SCALES, _FACTORS = 8 * 32, 8 * 96, 8 * 108
+
+
+@implements(pack_scales, FORMAT)
+def _pack_scales(fmt, factors, scales, minima, raw, at):
+    for i in range(8):
+        raw[at + 96 + i] = np.uint8(scales[i] + 32 & 15 | (scales[8 + i] + 32 & 15) << 4)
+    for i in range(4):
+        upper = 0
+        for quarter in range(4):
+            upper |= (scales[4 * quarter + i] + 32 >> 4) << 2 * quarter
+        raw[at + 104 + i] = np.uint8(upper)
+    put_half(factors[0], raw, at + 108)
+
+
+@implements(pack_codes, FORMAT)
+def _pack_codes(fmt, codes, first, raw, at):
+    for m in range(32):
+        upper = np.uint8(0)
+        for group in range(8):
+            upper |= (codes[first + 32 * group + m] >> 2 & 1) << group
+        raw[at + m] = upper
+    pack_two_bits(codes, first, raw, at + 32)
 
 
 @inline

@@ -6,19 +6,23 @@ Byte j holds code j in its low half and code j + 16 in its high half.
 import gguf
 import numpy as np
 
-from q4run.kernels.formats.affine import quantize_affine
-from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.base import Field, register
 from q4run.kernels.formats.nibbles import nibbles, pack_nibbles, unpack_nibbles
+from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH
+from q4run.kernels.formats.quantize.blocks import quantize_affine
 from q4run.kernels.formats.reading import codes, implements, minimum, scale
-from q4run.kernels.formats.scaled import halves_of, scales_of
+from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.formats.writing import Coded, pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u16x8_bytes
 
 
-class Q4_1(Format):
-    def quantize_blocks(self, values: np.ndarray) -> np.ndarray:
-        factors, codes = quantize_affine(values, 15)
-        return np.concatenate([halves_of(factors), pack_nibbles(codes)], axis=1)
+class Q4_1(Coded):
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return quantize_affine(self, values, weights, AFFINE_SEARCH)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return scales_of(raw), scales_of(raw, 2)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
         codes = unpack_nibbles(raw[:, 4:]).astype(np.float32)
@@ -30,8 +34,14 @@ FORMAT = register(
         gguf.GGMLQuantizationType.Q4_1,
         [Field(0, 1, 2), Field(2, 1, 2), Field(4, 4, 4)],
         has_minimum=True,
+        levels=range(16),
     )
 )
+
+
+@implements(pack_codes, FORMAT)
+def _pack_codes(fmt, codes, first, raw, at):
+    pack_nibbles(codes, first, raw, at + 4)
 
 
 @implements(codes, FORMAT)

@@ -8,23 +8,39 @@ import gguf
 import numpy as np
 
 from q4run.kernels.compile import inline
-from q4run.kernels.formats.base import Field, Format, register
-from q4run.kernels.formats.k_scales import group_minimum, group_scale, unpack_scales
+from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.k_scales import (
+    group_minimum,
+    group_scale,
+    pack_group_nibbles,
+    pack_six_bits,
+    unpack_scales,
+)
+from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH
+from q4run.kernels.formats.quantize.shared_minimum import quantize_shared_minimum
+from q4run.kernels.formats.quantize.tiles import put_half
 from q4run.kernels.formats.reading import codes, each_vector, implements, minimum, scale
 from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.formats.writing import Coded, pack_codes, pack_scales
 from q4run.kernels.simd.memory import load_u8x32
 from q4run.kernels.simd.ops import bit_field, bit_field_at, bit_or
 
 
-class Q5_K(Format):
-    def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
+class Q5_K(Coded):
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return quantize_shared_minimum(self, values, weights, AFFINE_SEARCH, 63)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scales, minima = unpack_scales(raw[:, 4:16])
-        scales, minima = scales_of(raw) * scales, scales_of(raw, 2) * minima
+        return scales_of(raw) * scales, -scales_of(raw, 2) * minima
+
+    def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
+        scales, minima = self.unpack_scales(raw)
         packed = raw[:, 48:].reshape(-1, 4, 1, 32)
         lower = np.concatenate([packed & 15, packed >> 4], axis=2).reshape(-1, 8, 32)
         upper = raw[:, 16:48].reshape(-1, 1, 32) >> np.arange(8, dtype=np.uint8)[:, None] & 1
         codes = (lower | upper << 4).astype(np.float32)
-        return (scales[:, :, None] * codes - minima[:, :, None]).reshape(-1, 256)
+        return (scales[:, :, None] * codes + minima[:, :, None]).reshape(-1, 256)
 
 
 FORMAT = register(
@@ -32,8 +48,26 @@ FORMAT = register(
         gguf.GGMLQuantizationType.Q5_K,
         [Field(0, 1, 2), Field(2, 1, 2), Field(4, 3, 4), Field(16, 8, 4), Field(48, 32, 4)],
         has_minimum=True,
+        levels=range(32),
     )
 )
+
+
+@implements(pack_scales, FORMAT)
+def _pack_scales(fmt, factors, scales, minima, raw, at):
+    put_half(factors[0], raw, at)
+    put_half(factors[1], raw, at + 2)
+    pack_six_bits(scales, minima, raw, at + 4)
+
+
+@implements(pack_codes, FORMAT)
+def _pack_codes(fmt, codes, first, raw, at):
+    for m in range(32):
+        upper = np.uint8(0)
+        for group in range(8):
+            upper |= (codes[first + 32 * group + m] >> 4 & 1) << group
+        raw[at + 16 + m] = upper
+    pack_group_nibbles(codes, first, raw, at + 48)
 
 
 @inline

@@ -7,17 +7,22 @@ import gguf
 import numpy as np
 
 from q4run.kernels.compile import inline, kernel
-from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.base import Field, register
 from q4run.kernels.formats.reading import codes, each_vector, implements, scale
 from q4run.kernels.formats.scaled import quantize_scaled, scales_of
+from q4run.kernels.formats.writing import Coded, pack_codes
 from q4run.kernels.simd.casts import as_signed, halves_to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes
 from q4run.kernels.simd.ops import biased
 
 
-class Q8_0(Format):
-    def quantize_blocks(self, values: np.ndarray) -> np.ndarray:
+class Q8_0(Coded):
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return quantize_scaled(values, self.type_size, _quantize)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scales = scales_of(raw)
+        return scales, np.zeros_like(scales)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
         return scales_of(raw) * raw[:, 2:].view(np.int8).astype(np.float32)
@@ -41,8 +46,19 @@ def _quantize(values, scales, raw):
 
 
 FORMAT = register(
-    Q8_0(gguf.GGMLQuantizationType.Q8_0, [Field(0, 1, 2), Field(2, 8, 4)], signed=True)
+    Q8_0(
+        gguf.GGMLQuantizationType.Q8_0,
+        [Field(0, 1, 2), Field(2, 8, 4)],
+        signed=True,
+        levels=range(-127, 128),
+    )
 )
+
+
+@implements(pack_codes, FORMAT)
+def _pack_codes(fmt, codes, first, raw, at):
+    for i in range(32):
+        raw[at + 2 + i] = np.uint8(codes[first + i] - 127 & 255)
 
 
 @inline

@@ -82,28 +82,30 @@ def implements(function: Callable, fmt: Format) -> Callable[[Callable], Callable
     return decorate
 
 
-def _constant(name: str, doc: str) -> Any:
-    def constant(fmt):
+def constant(name: str, doc: str) -> Any:
+    """A function of a format that is an attribute of it, known when kernels are compiled."""
+
+    def value_of(fmt):
         raise NotImplementedError
 
-    @overload(constant)
-    def _constant_overload(fmt):
+    @overload(value_of)
+    def _overload(fmt):
         if isinstance(fmt, FormatType):
             value = getattr(fmt.format, name)
             return lambda fmt: value
         return None
 
-    constant.__doc__ = doc
-    return constant
+    value_of.__doc__ = doc
+    return value_of
 
 
-block_size = _constant("block_size", "``Format.block_size`` as a compile-time constant.")
-block_bytes = _constant("type_size", "``Format.type_size`` as a compile-time constant.")
-zero_code = _constant("zero", "``Format.zero`` as a compile-time constant.")
-is_signed = _constant("signed", "``Format.signed`` as a compile-time constant.")
-has_minimum = _constant("has_minimum", "``Format.has_minimum`` as a compile-time constant.")
-block_at_once = _constant("block_at_once", "``Format.block_at_once`` as a compile-time constant.")
-half_groups = _constant("half_groups", "``Format.half_groups`` as a compile-time constant.")
+block_size = constant("block_size", "``Format.block_size`` as a compile-time constant.")
+block_bytes = constant("type_size", "``Format.type_size`` as a compile-time constant.")
+zero_code = constant("zero", "``Format.zero`` as a compile-time constant.")
+is_signed = constant("signed", "``Format.signed`` as a compile-time constant.")
+has_minimum = constant("has_minimum", "``Format.has_minimum`` as a compile-time constant.")
+block_at_once = constant("block_at_once", "``Format.block_at_once`` as a compile-time constant.")
+half_groups = constant("half_groups", "``Format.half_groups`` as a compile-time constant.")
 
 
 @inline

@@ -10,9 +10,11 @@ import gguf
 import numpy as np
 
 from q4run.kernels.compile import inline
-from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.quantize.ternary import quantize_ternary
 from q4run.kernels.formats.reading import block_sums, codes, implements, scale
-from q4run.kernels.formats.ternary import ternarize
+from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.formats.writing import Coded, pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_four, load_u8x32, load_u16x8_bytes
 from q4run.kernels.simd.ops import dot_unsigned, splat, ternary_digit, ternary_digits
@@ -23,29 +25,21 @@ _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 _SECTIONS = ((0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4))
 
 
-class TQ1_0(Format):
-    def quantize_blocks(self, values: np.ndarray) -> np.ndarray:
-        scales, codes = ternarize(values)
-        raw = np.empty((len(values), 54), np.uint8)
-        for first_byte, n_bytes, first_value, digits in _SECTIONS:
-            section = codes[:, first_value : first_value + digits * n_bytes]
-            number = np.zeros((len(values), n_bytes), np.uint32)
-            for digit in section.reshape(-1, digits, n_bytes).transpose(1, 0, 2):
-                number = number * 3 + digit
-            number *= 3 ** (5 - digits)
-            # Rounded up, so that the multiplications by 3 read the digits back exactly.
-            raw[:, first_byte : first_byte + n_bytes] = (number * 256 + 242) // 243
-        raw[:, 52:] = scales.view(np.uint8)
-        return raw
+class TQ1_0(Coded):
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return quantize_ternary(self, values, weights, 52)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scales = scales_of(raw, 52)
+        return scales, np.zeros_like(scales)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
-        scales = raw[:, 52:].copy().view(np.float16).astype(np.float32)
         codes = []
         for first_byte, n_bytes, _, digits in _SECTIONS:
             packed = raw[:, first_byte : first_byte + n_bytes].reshape(-1, 1, n_bytes)
             shifted = packed * _POWERS[:digits].reshape(1, digits, 1)
             codes.append((shifted.astype(np.uint16) * 3 >> 8).reshape(-1, digits * n_bytes))
-        return scales * (np.concatenate(codes, axis=1).astype(np.float32) - 1)
+        return scales_of(raw, 52) * (np.concatenate(codes, axis=1).astype(np.float32) - 1)
 
 
 FORMAT = register(
@@ -54,8 +48,36 @@ FORMAT = register(
         [Field(0, 12, 4), Field(48, 1, 4), Field(52, 1, 2)],
         zero=1,
         block_at_once=True,
+        levels=(-1, 0, 1),
+        group_size=256,
     )
 )
+
+
+@implements(pack_codes, FORMAT)
+def _pack_codes(fmt, codes, first, raw, at):
+    for byte in range(32):
+        raw[at + byte] = _five_digits(codes, first + byte, 32)
+    for byte in range(16):
+        raw[at + 32 + byte] = _five_digits(codes, first + 160 + byte, 16)
+    for byte in range(4):
+        i = first + 240 + byte
+        number = ((codes[i] * 3 + codes[i + 4]) * 3 + codes[i + 8]) * 3 + codes[i + 12]
+        raw[at + 48 + byte] = _fraction(number * 3)
+
+
+@inline
+def _five_digits(codes, i, step):
+    number = (codes[i] * 3 + codes[i + step]) * 3 + codes[i + 2 * step]
+    return _fraction((number * 3 + codes[i + 3 * step]) * 3 + codes[i + 4 * step])
+
+
+@inline
+def _fraction(number):
+    """Rounded up, so that the multiplications by 3 read the digits back exactly."""
+    return np.uint8((np.uint32(number) * np.uint32(256) + np.uint32(242)) // np.uint32(243))
+
+
 # Where the sections of eight interleaved rows begin.
 _SIXTEENS, _LAST, _SCALES = 8 * 32, 8 * 48, 8 * 52
 _POWER = np.array([1, 3, 9, 27, 81], np.uint16)

@@ -7,33 +7,47 @@ import gguf
 import numpy as np
 
 from q4run.kernels.compile import inline
-from q4run.kernels.formats.base import Field, Format, register
+from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.quantize.ternary import quantize_ternary
 from q4run.kernels.formats.reading import codes, each_vector, implements, scale
-from q4run.kernels.formats.ternary import ternarize
+from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.formats.two_bits import pack_two_bits
+from q4run.kernels.formats.writing import Coded, pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes
 from q4run.kernels.simd.ops import bit_field
 
 
-class TQ2_0(Format):
-    def quantize_blocks(self, values: np.ndarray) -> np.ndarray:
-        scales, codes = ternarize(values)
-        quads = codes.reshape(-1, 2, 4, 32)
-        packed = quads[:, :, 0] | quads[:, :, 1] << 2 | quads[:, :, 2] << 4 | quads[:, :, 3] << 6
-        return np.concatenate([packed.reshape(-1, 64), scales.view(np.uint8)], axis=1)
+class TQ2_0(Coded):
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return quantize_ternary(self, values, weights, 64)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scales = scales_of(raw, 64)
+        return scales, np.zeros_like(scales)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
-        scales = raw[:, 64:].copy().view(np.float16).astype(np.float32)
         packed = raw[:, :64].reshape(-1, 2, 1, 32)
         shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
         codes = (packed >> shifts & 3).reshape(-1, 256)
-        return scales * (codes.astype(np.float32) - 1)
+        return scales_of(raw, 64) * (codes.astype(np.float32) - 1)
 
 
 FORMAT = register(
-    TQ2_0(gguf.GGMLQuantizationType.TQ2_0, [Field(0, 16, 4), Field(64, 1, 2)], zero=1)
+    TQ2_0(
+        gguf.GGMLQuantizationType.TQ2_0,
+        [Field(0, 16, 4), Field(64, 1, 2)],
+        zero=1,
+        levels=(-1, 0, 1),
+        group_size=256,
+    )
 )
 _SCALES = 8 * 64  # where the scales of eight interleaved rows begin
+
+
+@implements(pack_codes, FORMAT)
+def _pack_codes(fmt, codes, first, raw, at):
+    pack_two_bits(codes, first, raw, at)
 
 
 @inline
