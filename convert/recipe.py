@@ -14,27 +14,39 @@ FILE_TYPES = {
     "f16": gguf.LlamaFileType.MOSTLY_F16,
     "bf16": gguf.LlamaFileType.MOSTLY_BF16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q6_k": gguf.LlamaFileType.MOSTLY_Q6_K,
+    "q5_k": gguf.LlamaFileType.MOSTLY_Q5_K_M,
     "q5_1": gguf.LlamaFileType.MOSTLY_Q5_1,
     "q5_0": gguf.LlamaFileType.MOSTLY_Q5_0,
+    "q4_k": gguf.LlamaFileType.MOSTLY_Q4_K_M,
     "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
     "iq4_nl": gguf.LlamaFileType.MOSTLY_IQ4_NL,
+    "iq4_xs": gguf.LlamaFileType.MOSTLY_IQ4_XS,
     "mxfp4": gguf.LlamaFileType.MOSTLY_MXFP4_MOE,
+    "q3_k": gguf.LlamaFileType.MOSTLY_Q3_K_M,
+    "q2_k": gguf.LlamaFileType.MOSTLY_Q2_K,
     "tq2_0": gguf.LlamaFileType.MOSTLY_TQ2_0,
     "tq1_0": gguf.LlamaFileType.MOSTLY_TQ1_0,
 }
 TERNARY = ("tq1_0", "tq2_0")
 # What a row that is not a whole number of blocks gets instead, as in llama.cpp's quantiser.
-FALLBACKS = {"tq1_0": ("q4_0", "f16"), "tq2_0": ("q4_0", "f16")}
+FALLBACKS = {
+    "q6_k": ("q8_0", "f16"),
+    "q5_k": ("q5_1", "f16"),
+    "q4_k": ("q5_0", "f16"),
+    "iq4_xs": ("iq4_nl", "f16"),
+    "q3_k": ("iq4_nl", "f16"),
+    "q2_k": ("iq4_nl", "f16"),
+    "tq2_0": ("q4_0", "f16"),
+    "tq1_0": ("q4_0", "f16"),
+}
 DEFAULT_FALLBACKS = ("f16",)
 ALWAYS_F32 = (Role.NORM, Role.ROPE_FACTORS, Role.ROUTER)
 
 
 def check_type(name: str) -> str:
     """``name`` if it is a type that convert can write, else `UnsupportedError`."""
-    fmt = find_format_named(name)
-    if fmt is not None and not fmt.can_quantize:
-        raise UnsupportedError(f"{name} cannot be written yet; choose {', '.join(FILE_TYPES)}")
     if name not in FILE_TYPES:
         raise UnsupportedError(
             f"the type '{name}' is not supported (known: {', '.join(FILE_TYPES)})"

@@ -32,7 +32,10 @@ from q4run.memory import format_size, parse_size, total_memory
 if TYPE_CHECKING:
     from q4run.convert import Summary
 
-_TYPES = "f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl, mxfp4, tq2_0, tq1_0"
+_TYPES = (
+    "f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, mxfp4, q3_k,"
+    " q2_k, tq2_0, tq1_0"
+)
 # Into a pipe, rows must not be folded to the 80 columns that rich assumes there.
 _PIPE_WIDTH = 120
 
