@@ -2,7 +2,7 @@
 
 The way data flows: `source` opens what is converted (a folder with `checkpoint`, of which
 `families` says what its tensors become; a file with `gguf_source`),
-`recipe` chooses their types, `vocabulary` adds the tokenizer, `layout` computes every file's bytes
+`recipe` or `fit` chooses their types, `vocabulary` adds the tokenizer, `layout` computes every file's bytes
 and offsets, `stream` reads and quantises block by block, `writer` puts it on disk (`outputs` and
 `journal`: what of it stays when it is interrupted). `pipeline` is the order they run in.
 """

@@ -87,7 +87,7 @@ class GGUFSource:
         first = [info.offset for info in self._file.tensors.values() if info.path == path]
         self.tokenizer_bytes = min(first, default=path.stat().st_size)
 
-    def write_metadata(self, file_type: int) -> tuple[gguf.GGUFWriter, list[str]]:
+    def write_metadata(self) -> tuple[gguf.GGUFWriter, list[str]]:
         """The source's keys but for those that are written anew."""
         metadata = gguf.GGUFWriter(None, self.architecture)
         left_out = []
@@ -99,8 +99,6 @@ class GGUFSource:
                 left_out.append(key.encode("utf-8", "replace").decode()[:100])
             else:
                 metadata.kv_data[0][key] = value
-        metadata.add_file_type(file_type)
-        metadata.add_quantization_version(gguf.GGML_QUANT_VERSION)
         if not left_out:
             return metadata, []
         return metadata, [f"left out, being empty or lists of lists: {', '.join(left_out[:5])}"]

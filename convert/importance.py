@@ -51,6 +51,19 @@ def add_importance(
     return planned, notes
 
 
+def importance_by_name(
+    tensors: Sequence[OutputTensor], imatrix: ImportanceMatrix | None, source: str
+) -> dict[str, np.ndarray]:
+    """What the columns of each tensor count, float32 (n_matrices, n_cols), where it is known."""
+    if imatrix is None:
+        return {}
+    return {
+        tensor.name: _mean_squares(tensor, imatrix.entries[tensor.name], source)[0]
+        for tensor in tensors
+        if tensor.name in imatrix.entries
+    }
+
+
 def add_imatrix_keys(metadata: gguf.GGUFWriter, imatrix: ImportanceMatrix, source: str) -> None:
     """The keys by which llama.cpp's quantiser tells what it used."""
     metadata.add_string("quantize.imatrix.file", source)

@@ -118,6 +118,12 @@ def lay_out(
     return parts
 
 
+def header_bytes(metadata: gguf.GGUFWriter, tensors: Sequence[PlannedTensor]) -> int:
+    """At most what stands before the tensors of a single file, their types not yet among its
+    keys."""
+    return len(_header(metadata.arch, dict(metadata.kv_data[0]), tensors)) + ALIGNMENT
+
+
 def _divide(
     tensors: Sequence[PlannedTensor], max_size: int, n_metadata: int
 ) -> list[list[PlannedTensor]]:

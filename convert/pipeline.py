@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import numpy as np
 import psutil
 
 from q4run.convert.calibration.imatrix import read_imatrix
+from q4run.convert.fit import Fit
 from q4run.convert.gguf_source import requantising_notes
-from q4run.convert.importance import add_imatrix_keys, add_importance
+from q4run.convert.importance import add_imatrix_keys, add_importance, importance_by_name
 from q4run.convert.journal import fingerprint
-from q4run.convert.layout import Part, PlannedTensor, lay_out
+from q4run.convert.layout import Part, PlannedTensor, header_bytes, lay_out
 from q4run.convert.outputs import Outputs, ResumableFiles, TemporaryFiles
-from q4run.convert.recipe import check_type, choose_formats, file_type
+from q4run.convert.recipe import Recipe, file_type, make_recipe
 from q4run.convert.source import open_source
 from q4run.convert.stream import check_memory, least_plan, plan_blocks
 from q4run.convert.summary import Summary, count_types
@@ -27,6 +29,7 @@ from q4run.convert.writer import (
     write_parts,
 )
 from q4run.cores import choose_threads
+from q4run.errors import Error
 from q4run.memory import available_memory, format_size
 
 DEFAULT_RAM_SHARE = 4
@@ -39,8 +42,11 @@ def convert(
     source: str | Path,
     out: str | Path | None = None,
     *,
-    type: str,
+    type: str | None = None,
     expert_type: str | None = None,
+    recipe: str | None = None,
+    tensor_types: Sequence[tuple[str, str]] = (),
+    fit: int | None = None,
     imatrix: str | Path | None = None,
     max_ram: int | None = None,
     threads: int | None = None,
@@ -49,19 +55,23 @@ def convert(
     force: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    choosing: Progress | None = None,
 ) -> Summary:
     """Converts a Hugging Face checkpoint folder, or another GGUF, to GGUF; tells what was done.
 
     ``out`` is the file to write (default: NAME-TYPE.gguf in the current folder). ``type`` is for
     the always-used matrices and, unless ``expert_type`` is given, for the routed experts; router,
-    norms and vectors are f32. ``imatrix``: an importance matrix of this model, made by q4run or
-    llama.cpp, that says which columns matter. ``max_ram`` bounds the memory of the whole process,
-    in bytes (default: what it holds now and a quarter of what is free). ``threads`` quantise
-    (default: one per core); their number changes no byte of the result. ``split_max_size`` in
-    bytes makes several files. ``dry_run`` plans and writes nothing. ``force`` replaces an existing
-    output. ``resume`` keeps what is finished when the conversion is interrupted, even by a crash,
-    and goes on from there when called again with the same source and options. ``progress`` is
-    called with (bytes written, bytes in all).
+    norms and vectors are f32. ``recipe`` names a pair of types (`RECIPES`); ``tensor_types`` are
+    pairs of a pattern and the type of the tensors in whose names it is found. ``fit`` in bytes
+    chooses the types instead, so that the file is at most that large. ``imatrix``: an importance
+    matrix of this model, made by q4run or llama.cpp, that says which columns matter. ``max_ram``
+    bounds the memory of the whole process, in bytes (default: what it holds now and a quarter of
+    what is free). ``threads`` quantise (default: one per core); their number changes no byte of the
+    result. ``split_max_size`` in bytes makes several files. ``dry_run`` plans and writes nothing.
+    ``force`` replaces an existing output. ``resume`` keeps what is finished when the conversion is
+    interrupted, even by a crash, and goes on from there when called again with the same source and
+    options. ``progress`` is called with (bytes written, bytes in all), ``choosing`` with the groups
+    of tensors whose types were measured, and all of them.
 
     Raises subclasses of `q4run.Error`: ``FormatError`` for damaged input, ``UnsupportedError`` for
     an unknown architecture, feature or type, ``BudgetError`` when ``max_ram`` is too little, and
@@ -70,30 +80,35 @@ def convert(
     """
     started = time.monotonic()
     source = Path(source)
-    check_type(type)
-    expert_type = check_type(expert_type or type)
+    chosen: Recipe | Fit
+    if fit is None:
+        chosen = make_recipe(type, expert_type, recipe, tensor_types)
+    elif type or expert_type or recipe or tensor_types:
+        raise Error("a size to fit into chooses the types: give either types or the size")
     n_threads = choose_threads(threads)
     if max_ram is None:
         max_ram = _held_memory() + available_memory() // DEFAULT_RAM_SHARE
 
     opened = open_source(source)
-    formats, type_notes = choose_formats(opened.tensors, type, expert_type)
-    tensors = [
-        PlannedTensor(tensor, fmt) for tensor, fmt in zip(opened.tensors, formats, strict=True)
-    ]
-    imatrix_notes: list[str] = []
-    if imatrix is not None:
-        statistics = read_imatrix(Path(imatrix))
-        tensors, imatrix_notes = add_importance(tensors, statistics, str(imatrix))
+    statistics = read_imatrix(Path(imatrix)) if imatrix is not None else None
+    if fit is not None:
+        importance = importance_by_name(opened.tensors, statistics, str(imatrix))
+        chosen = Fit(fit, importance, choosing)
+    tensors, _ = chosen.plan(opened.tensors, 0)
     if not dry_run:
         _compile_codecs(tensors)
         least = _least_memory(opened.tokenizer_bytes, tensors, n_threads)
         check_memory(max_ram, _held_memory() + least)
-    metadata, metadata_notes = opened.write_metadata(file_type(opened.tensors, formats))
-    if imatrix is not None:
+    metadata, metadata_notes = opened.write_metadata()
+    tensors, type_notes = chosen.plan(opened.tensors, header_bytes(metadata, tensors))
+    metadata.add_file_type(file_type(tensors))
+    metadata.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    imatrix_notes: list[str] = []
+    if statistics is not None:
+        tensors, imatrix_notes = add_importance(tensors, statistics, str(imatrix))
         add_imatrix_keys(metadata, statistics, str(imatrix))
     parts = lay_out(
-        Path(out) if out is not None else _default_output(opened.name, type, expert_type),
+        Path(out) if out is not None else Path(f"{opened.name}-{chosen.name}.gguf"),
         metadata,
         tensors,
         split_max_size,
@@ -153,11 +168,6 @@ def _split_notes(parts: Sequence[Part], max_size: int | None) -> list[str]:
         return []
     files = "1 file is" if n_larger == 1 else f"{n_larger} files are"
     return [f"{files} larger than --split-max-size: a tensor is never divided"]
-
-
-def _default_output(name: str, type_name: str, expert_type: str) -> Path:
-    types = type_name if expert_type == type_name else f"{type_name}-{expert_type}"
-    return Path(f"{name}-{types}.gguf")
 
 
 def _compile_codecs(tensors: Sequence[PlannedTensor]) -> None:

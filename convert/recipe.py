@@ -1,12 +1,15 @@
 """Which type each tensor gets."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import gguf
 
+from q4run.convert.layout import PlannedTensor
 from q4run.convert.tensors import OutputTensor, Role
-from q4run.errors import UnsupportedError
+from q4run.errors import Error, UnsupportedError
 from q4run.kernels.formats import Format, find_format_named
 
 FILE_TYPES = {
@@ -43,6 +46,99 @@ FALLBACKS = {
 }
 DEFAULT_FALLBACKS = ("f16",)
 ALWAYS_F32 = (Role.NORM, Role.ROPE_FACTORS, Role.ROUTER)
+# The least that the output matrix gets: its errors reach every token undamped.
+OUTPUT_TYPE = "q6_k"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Types by the tensors' uses. ``tensor_types`` are pairs of a pattern, searched for in a
+    tensor's name, and a type; the first that matches goes before all else but f32 vectors."""
+
+    type: str
+    expert_type: str
+    tensor_types: Sequence[tuple[str, str]] = ()
+
+    @property
+    def name(self) -> str:
+        return self.type if self.expert_type == self.type else f"{self.type}-{self.expert_type}"
+
+    def plan(
+        self, tensors: Sequence[OutputTensor], n_header: int
+    ) -> tuple[list[PlannedTensor], list[str]]:
+        """The tensors with their types, and notes on those that could not have the one asked for.
+
+        Router, norms and other vectors stay f32. The output matrix (which may be the embedding) is
+        at least q6_k, as in llama.cpp's quantiser; beside ternary types it is q8_0, and so is the
+        embedding: ternary would ruin them. A row that does not fit a block falls back.
+        """
+        planned = []
+        fallen: dict[tuple[str, str, int], list[str]] = defaultdict(list)
+        is_tied = not any(tensor.role is Role.OUTPUT for tensor in tensors)
+        for tensor in tensors:
+            is_output = tensor.role is (Role.EMBEDDING if is_tied else Role.OUTPUT)
+            wanted = "f32" if is_vector(tensor) else self._wanted(tensor, is_output)
+            fmt = first_that_fits(wanted, tensor.n_cols)
+            if fmt.name != wanted:
+                fallen[wanted, fmt.name, tensor.n_cols].append(tensor.name)
+            planned.append(PlannedTensor(tensor, fmt))
+        notes = [
+            f"{len(names)} tensors are {got} instead of {wanted}, because rows of {n_cols} values"
+            f" are not whole {wanted} blocks: {names[0]}"
+            + (" and others" if len(names) > 1 else "")
+            for (wanted, got, n_cols), names in fallen.items()
+        ]
+        if self.type in TERNARY:
+            notes.append("token embedding and output matrix are q8_0: ternary would ruin them")
+        return planned, notes
+
+    def _wanted(self, tensor: OutputTensor, is_output: bool) -> str:
+        for pattern, type_name in self.tensor_types:
+            if re.search(pattern, tensor.name):
+                return type_name
+        if tensor.role is Role.EXPERT:
+            return self.expert_type
+        if tensor.role in (Role.EMBEDDING, Role.OUTPUT) and self.type in TERNARY:
+            return "q8_0"
+        if is_output and named(self.type).bits_per_weight < named(OUTPUT_TYPE).bits_per_weight:
+            return OUTPUT_TYPE
+        return self.type
+
+
+# For the usual cases, by the names that --recipe takes: dense type, expert type, what it is for.
+RECIPES = {
+    "best": ("q8_0", "q6_k", "hardly any loss"),
+    "balanced": ("q8_0", "q4_k", "little loss in half a byte per weight"),
+    "fast": ("q4_0", "q4_0", "what decodes fastest at four bits"),
+    "small": ("q6_k", "q3_k", "three bits for the experts"),
+    "ternary": ("q8_0", "tq2_0", "for experts that were trained ternary"),
+}
+
+
+def make_recipe(
+    type_name: str | None,
+    expert_type: str | None,
+    recipe: str | None,
+    tensor_types: Sequence[tuple[str, str]],
+) -> Recipe:
+    """From what was asked for; ``recipe`` names one, which the types given besides go before.
+
+    Raises `UnsupportedError` for a name that is not known and ``Error`` for a pattern that is none.
+    """
+    if recipe is not None:
+        if recipe not in RECIPES:
+            raise UnsupportedError(f"there is no recipe '{recipe}' (known: {', '.join(RECIPES)})")
+        dense, experts, _ = RECIPES[recipe]
+        type_name, expert_type = type_name or dense, expert_type or experts
+    if type_name is None:
+        raise Error("no type is given: name one with --type, a recipe, or a size to fit into")
+    for pattern, name in tensor_types:
+        check_type(name)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise Error(f"'{pattern}' is no pattern of tensor names: {error}") from None
+    return Recipe(check_type(type_name), check_type(expert_type or type_name), tensor_types)
 
 
 def check_type(name: str) -> str:
@@ -54,53 +150,29 @@ def check_type(name: str) -> str:
     return name
 
 
-def choose_formats(
-    tensors: Sequence[OutputTensor], type_name: str, expert_type: str
-) -> tuple[list[Format], list[str]]:
-    """The format of each tensor, and notes on those that could not have the one asked for.
-
-    Router, norms and other vectors stay f32. Ternary embedding and output matrices would ruin the
-    model, so that they are q8_0 there. A row that does not fit a block falls back.
-    """
-    formats = []
-    fallen: dict[tuple[str, str, int], list[str]] = defaultdict(list)
-    for tensor in tensors:
-        wanted = _wanted(tensor, type_name, expert_type)
-        fmt = _first_that_fits(wanted, tensor.n_cols)
-        if fmt.name != wanted:
-            fallen[wanted, fmt.name, tensor.n_cols].append(tensor.name)
-        formats.append(fmt)
-    notes = [
-        f"{len(names)} tensors are {got} instead of {wanted}, because rows of {n_cols} values are "
-        f"not whole {wanted} blocks: {names[0]}" + (" and others" if len(names) > 1 else "")
-        for (wanted, got, n_cols), names in fallen.items()
-    ]
-    if type_name in TERNARY:
-        notes.append("token embedding and output matrix are q8_0: ternary would ruin them")
-    return formats, notes
-
-
-def file_type(tensors: Sequence[OutputTensor], formats: Sequence[Format]) -> int:
+def file_type(tensors: Sequence[PlannedTensor]) -> int:
     """The value of ``general.file_type``: the type that holds most of the weights."""
     weights: dict[str, int] = defaultdict(int)
-    for tensor, fmt in zip(tensors, formats, strict=True):
-        weights[fmt.name] += tensor.n_values
+    for planned in tensors:
+        weights[planned.fmt.name] += planned.tensor.n_values
     return int(FILE_TYPES[max(weights, key=lambda name: weights[name])])
 
 
-def _wanted(tensor: OutputTensor, type_name: str, expert_type: str) -> str:
-    if tensor.role in ALWAYS_F32 or len(tensor.shape) == 1:
-        return "f32"
-    if tensor.role is Role.EXPERT:
-        return expert_type
-    if tensor.role in (Role.EMBEDDING, Role.OUTPUT) and type_name in TERNARY:
-        return "q8_0"
-    return type_name
+def is_vector(tensor: OutputTensor) -> bool:
+    """Whether it stays f32 whatever is asked for."""
+    return tensor.role in ALWAYS_F32 or len(tensor.shape) == 1
 
 
-def _first_that_fits(wanted: str, n_cols: int) -> Format:
+def first_that_fits(wanted: str, n_cols: int) -> Format:
+    """The format of that name, or what rows of ``n_cols`` values get instead."""
     for name in (wanted, *FALLBACKS.get(wanted, DEFAULT_FALLBACKS)):
-        fmt = find_format_named(name)
-        if fmt is not None and fmt.fits(n_cols):
-            return fmt
+        if named(name).fits(n_cols):
+            return named(name)
     raise AssertionError("f16 fits every row")
+
+
+def named(name: str) -> Format:
+    """The format of a name in ``FILE_TYPES``."""
+    fmt = find_format_named(name)
+    assert fmt is not None
+    return fmt

@@ -25,8 +25,8 @@ class Source(Protocol):
     #: Bytes of the file or header that holds the tokenizer: what takes memory as it is read.
     tokenizer_bytes: int
 
-    def write_metadata(self, file_type: int) -> tuple[gguf.GGUFWriter, list[str]]:
-        """All keys of the output but those of its layout, and notes on them."""
+    def write_metadata(self) -> tuple[gguf.GGUFWriter, list[str]]:
+        """All keys of the output but those of its types and layout, and notes on them."""
         ...
 
 
@@ -57,11 +57,9 @@ class CheckpointSource:
         sizes = [path.stat().st_size for path in tokenizers if path.is_file()]
         self.tokenizer_bytes = max(sizes, default=0)
 
-    def write_metadata(self, file_type: int) -> tuple[gguf.GGUFWriter, list[str]]:
+    def write_metadata(self) -> tuple[gguf.GGUFWriter, list[str]]:
         metadata = self._plan.metadata
         metadata.add_type(gguf.GGUFType.MODEL)
         metadata.add_name(self.name)
-        metadata.add_file_type(file_type)
-        metadata.add_quantization_version(gguf.GGML_QUANT_VERSION)
         notes = add_vocabulary(metadata, self._folder, self._plan.config, self._plan.n_vocab)
         return metadata, notes

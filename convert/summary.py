@@ -50,6 +50,16 @@ class Summary:
     def bits_per_weight(self) -> float:
         return 8 * sum(count.n_bytes for count in self.counts) / self.n_values
 
+    @property
+    def expert_bytes(self) -> int:
+        """What the routed experts take: the part that need not be in RAM."""
+        return sum(count.n_bytes for count in self.counts if count.use == Role.EXPERT.value)
+
+    @property
+    def dense_bytes(self) -> int:
+        """What all else takes."""
+        return sum(count.n_bytes for count in self.counts) - self.expert_bytes
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self) | {
@@ -57,6 +67,8 @@ class Summary:
             "n_tensors": self.n_tensors,
             "n_values": self.n_values,
             "bits_per_weight": self.bits_per_weight,
+            "dense_bytes": self.dense_bytes,
+            "expert_bytes": self.expert_bytes,
         }
 
 

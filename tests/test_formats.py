@@ -7,7 +7,7 @@ from blocks import ALL, QUANTIZED, format_named
 from made_weights import weights_of_many_kinds
 
 from q4run.cli import convert as convert_command
-from q4run.convert.recipe import FILE_TYPES, check_type
+from q4run.convert.recipe import FILE_TYPES, RECIPES, check_type
 from q4run.errors import UnsupportedError
 from q4run.kernels.formats import find_format, find_format_named
 from q4run.kernels.formats.base import Format
@@ -174,6 +174,7 @@ def test_the_converter_offers_what_can_be_written():
     assert sorted(FILE_TYPES) == ALL
     assert all(check_type(name) == name for name in ALL)
     assert ", ".join(FILE_TYPES) == convert_command._TYPES
+    assert ", ".join(RECIPES) == convert_command._RECIPES
 
 
 @pytest.mark.parametrize(

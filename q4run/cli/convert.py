@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich import box
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,23 +20,20 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
-from rich.text import Text
 
 from q4run.cli import options
-from q4run.cli.terminal import note, one_line, stderr_console
+from q4run.cli.convert_summary import print_summary
+from q4run.cli.terminal import note, stderr_console
 from q4run.errors import Error
-from q4run.memory import format_size, parse_size, total_memory
-
-if TYPE_CHECKING:
-    from q4run.convert import Summary
+from q4run.memory import parse_size, total_memory
 
 _TYPES = (
     "f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, mxfp4, q3_k,"
     " q2_k, tq2_0, tq1_0"
 )
-# Into a pipe, rows must not be folded to the 80 columns that rich assumes there.
-_PIPE_WIDTH = 120
+_RECIPES = "best, balanced, fast, small, ternary"
+
+_Report = Callable[[int, int], None] | None
 
 
 def convert(
@@ -48,15 +44,20 @@ def convert(
             help="The checkpoint's folder (config.json, *.safetensors, tokenizer), or a GGUF file.",
         ),
     ],
-    type_name: Annotated[
-        str,
-        typer.Option("--type", metavar="T", help=f"The type of the matrices: {_TYPES}."),
-    ],
     out: Annotated[
         Path | None,
         typer.Argument(
             metavar="OUT.gguf",
             help="The file to write. Not given: NAME-TYPE.gguf in the current folder.",
+            show_default=False,
+        ),
+    ] = None,
+    type_name: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="T",
+            help=f"The type of the matrices: {_TYPES}.",
             show_default=False,
         ),
     ] = None,
@@ -66,6 +67,34 @@ def convert(
             "--expert-type",
             metavar="T",
             help="Another type for the routed experts.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            metavar="NAME",
+            help=f"Types for a usual case instead of --type: {_RECIPES}.",
+            show_default=False,
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            "--fit",
+            metavar="SIZE",
+            help="Choose the types instead, for the least loss in a file of at most this size.",
+            show_default=False,
+        ),
+    ] = None,
+    tensor_types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type",
+            metavar="PATTERN=T",
+            help="Another type for the tensors in whose names the pattern is found; may be given"
+            " several times.",
             show_default=False,
         ),
     ] = None,
@@ -134,21 +163,32 @@ def convert(
       q4run convert Llama-4-Scout model.gguf --type q8_0 --expert-type q4_0
       q4run convert Llama-4-Scout --type q4_0 --split-max-size 40G --max-ram 4G
       q4run convert Llama-4-Scout --type tq2_0 --dry-run
+      q4run convert Llama-4-Scout --recipe balanced
+      q4run convert Llama-4-Scout --fit 48G --imatrix scout-imatrix.gguf
     """
     max_ram_bytes = _size(max_ram, "--max-ram", total_memory())
     split_bytes = _size(split_max_size, "--split-max-size", None)
+    fit_bytes = _size(fit, "--fit", total_memory())
+    overrides = [_override(text) for text in tensor_types or ()]
+    if not (type_name or recipe or fit):
+        raise typer.BadParameter("give a --type, a --recipe, or a size to --fit")
+    if fit and (type_name or expert_type or recipe or tensor_types):
+        raise typer.BadParameter("--fit chooses the types: give either it or types")
     from q4run import convert as conversion
 
     with (
         _ending_cleanly(),
         _telling_what_is_kept(resume and not dry_run),
-        _progress_bar(shown=not dry_run) as report,
+        _progress_bar(shown=not dry_run or fit is not None) as (choosing, report),
     ):
         summary = conversion.convert(
             source,
             out,
             type=type_name,
             expert_type=expert_type,
+            recipe=recipe,
+            tensor_types=overrides,
+            fit=fit_bytes,
             imatrix=imatrix,
             max_ram=max_ram_bytes,
             threads=threads,
@@ -157,10 +197,18 @@ def convert(
             force=force,
             resume=resume,
             progress=report,
+            choosing=choosing,
         )
     if json_output:
         print(json.dumps(summary.as_dict()))
-    _print_summary(summary)
+    print_summary(summary)
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, equals, type_name = text.rpartition("=")
+    if not equals or not pattern:
+        raise typer.BadParameter(f"'{text}' is not PATTERN=TYPE", param_hint="--tensor-type")
+    return pattern, type_name
 
 
 def _size(text: str | None, option: str, total: int | None) -> int | None:
@@ -201,11 +249,12 @@ def _telling_what_is_kept(resume: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with bytes, rate and time left, in a terminal; gone when it ends."""
+def _progress_bar(*, shown: bool) -> Iterator[tuple[_Report, _Report]]:
+    """Reports for choosing and for converting: a bar with bytes, rate and time left, in a terminal;
+    gone when it ends."""
     console = stderr_console()
     if not (shown and console.is_terminal):
-        yield None
+        yield None, None
         return
     with Progress(
         TextColumn("{task.description}"),
@@ -221,45 +270,7 @@ def _progress_bar(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]
         def report(done: int, total: int) -> None:
             progress.update(task, description="converting", completed=done, total=total)
 
-        yield report
+        def choosing(done: int, total: int) -> None:
+            progress.update(task, description=f"choosing types, {done} of {total}")
 
-
-def _print_summary(summary: Summary) -> None:
-    console = stderr_console()
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    n_files = len(summary.outputs)
-    name = one_line(str(summary.outputs[0])) + (f" and {n_files - 1} more" if n_files > 1 else "")
-    sizes = f"{format_size(summary.size_before)} → {format_size(summary.size_after)}"
-    if summary.written:
-        rate = summary.size_before / max(summary.seconds, 1e-9)
-        line = f"{name}: {sizes} in {summary.seconds:.1f} s ({format_size(rate)}/s read)"
-    else:
-        line = f"would write {name}: {sizes}"
-    console.print(Text(line), soft_wrap=True)
-    console.print(_table(summary))
-    for text in summary.notes:
-        note(f"Note: {text}")
-
-
-def _table(summary: Summary) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    table.add_column("tensors", footer="all")
-    table.add_column("type", footer="")
-    for heading, footer in (
-        ("count", f"{summary.n_tensors:,}"),
-        ("weights", f"{summary.n_values:,}"),
-        ("size", format_size(sum(count.n_bytes for count in summary.counts))),
-        ("bits per weight", f"{summary.bits_per_weight:.2f}"),
-    ):
-        table.add_column(heading, footer=footer, justify="right", no_wrap=True)
-    for count in summary.counts:
-        table.add_row(
-            count.use,
-            count.type,
-            f"{count.n_tensors:,}",
-            f"{count.n_values:,}",
-            format_size(count.n_bytes),
-            f"{count.bits_per_weight:.2f}",
-        )
-    return table
+        yield choosing, report

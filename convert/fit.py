@@ -1,0 +1,204 @@
+"""The best type for each tensor within a size: what ``convert --fit`` chooses.
+
+A group is the tensors of one use in one layer, which get one type. What a type costs a group is
+measured: a sample of rows is quantised, and the squared error, relative to the rows' own squares,
+is taken times the ``SENSITIVITY`` of the tensor's use. For small errors the loss of a model grows
+with the sum of these over all tensors (Malinovskii et al., Pushing the Limits of LLM Quantization
+via the Linearity Theorem, arXiv:2411.17525). Every group begins with its smallest type; then the
+step that saves most loss per byte is taken, again and again, while it fits.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from q4run.convert.layout import PlannedTensor, padded
+from q4run.convert.recipe import first_that_fits, is_vector, named
+from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert.widen import float_values
+from q4run.errors import Error
+from q4run.kernels.formats import Format
+from q4run.memory import format_size
+
+CANDIDATES = ("f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "q2_k", "q4_0", "iq4_nl")
+# Where the routed experts are ternary already, these lose nothing.
+EXPERT_CANDIDATES = (*CANDIDATES, "tq2_0", "tq1_0")
+# Loss per relative squared error, by the use of a tensor (python -m q4run.bench.sensitivity).
+SENSITIVITY = {
+    "token_embd": 1.0,
+    "output": 1.0,
+    "attn_q": 1.0,
+    "attn_k": 1.0,
+    "attn_v": 1.0,
+    "attn_output": 1.0,
+    "ffn_gate": 1.0,
+    "ffn_up": 1.0,
+    "ffn_down": 1.0,
+}
+SAMPLE_VALUES = 64 * 1024
+_NAME = re.compile(
+    r"(?:blk\.(\d+)\.)?((attn|ffn|token_embd|output)[a-z_]*?)(_exps|_shexp)?\.weight"
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a type makes of a group: formats by tensor, bytes in the file, the loss expected."""
+
+    formats: dict[str, Format]
+    n_bytes: int
+    loss: float
+
+
+class Fit:
+    """Types such that the file is at most ``size`` bytes; ``plan`` as `Recipe` has it.
+
+    importance: by tensor name, float32 (n_matrices, n_cols), what the squared error of each column
+    counts; a tensor without one counts all columns alike.
+    """
+
+    name = "fit"
+
+    def __init__(
+        self, size: int, importance: Mapping[str, np.ndarray], progress: Progress | None = None
+    ) -> None:
+        self._size = size
+        self._importance = importance
+        self._progress = progress
+        self._hulls: list[list[Choice]] = []
+
+    def plan(
+        self, tensors: Sequence[OutputTensor], n_header: int
+    ) -> tuple[list[PlannedTensor], list[str]]:
+        """The tensors with their types, and no notes. The first call measures: it reads samples.
+
+        Raises ``Error`` with the least that would do where nothing fits.
+        """
+        if not self._hulls:
+            groups = _groups(tensors)
+            for done, group in enumerate(groups, 1):
+                self._hulls.append(_hull(_choices(group, self._importance)))
+                if self._progress:
+                    self._progress(done, len(groups))
+        formats = {tensor.name: named("f32") for tensor in tensors if is_vector(tensor)}
+        room = self._size - n_header - _size(tensors, formats)
+        for choice in _climb(self._hulls, room):
+            formats |= choice.formats
+            room -= choice.n_bytes
+        _take_the_faster(tensors, formats, room)
+        return [PlannedTensor(tensor, formats[tensor.name]) for tensor in tensors], []
+
+
+def _take_the_faster(
+    tensors: Sequence[OutputTensor], formats: dict[str, Format], room: int
+) -> None:
+    """TQ1_0 becomes TQ2_0, which holds the same values, while there is room."""
+    for tensor in tensors:
+        if formats[tensor.name].name == "tq1_0":
+            faster = named("tq2_0")
+            more = padded(PlannedTensor(tensor, faster).n_bytes) - _size([tensor], formats)
+            if more <= room:
+                formats[tensor.name] = faster
+                room -= more
+
+
+def _groups(tensors: Sequence[OutputTensor]) -> list[list[OutputTensor]]:
+    groups: dict[tuple[str | None, ...], list[OutputTensor]] = {}
+    for tensor in tensors:
+        if not is_vector(tensor):
+            match = _NAME.fullmatch(tensor.name)
+            key = (match[1], match[3], match[4]) if match else (tensor.name,)
+            groups.setdefault(key, []).append(tensor)
+    return list(groups.values())
+
+
+def _choices(group: list[OutputTensor], importance: Mapping[str, np.ndarray]) -> list[Choice]:
+    samples = {tensor.name: _sample(tensor, importance.get(tensor.name)) for tensor in group}
+    is_expert = all(tensor.role is Role.EXPERT for tensor in group)
+    choices = []
+    for name in EXPERT_CANDIDATES if is_expert else CANDIDATES:
+        formats = {tensor.name: first_that_fits(name, tensor.n_cols) for tensor in group}
+        loss = sum(
+            _sensitivity(tensor) * _error(formats[tensor.name], *samples[tensor.name])
+            for tensor in group
+        )
+        choices.append(Choice(formats, _size(group, formats), loss))
+    return choices
+
+
+def _size(tensors: Sequence[OutputTensor], formats: Mapping[str, Format]) -> int:
+    return sum(
+        padded(PlannedTensor(tensor, formats[tensor.name]).n_bytes)
+        for tensor in tensors
+        if tensor.name in formats
+    )
+
+
+def _sample(tensor: OutputTensor, importance: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows from all over the tensor and what their columns count, both float32 (n, n_cols).
+
+    Of a stack that is stored transposed one matrix has to do: each would be read whole.
+    """
+    n_rows = max(1, SAMPLE_VALUES // tensor.n_cols)
+    n_matrices = 1 if tensor.whole else min(tensor.n_matrices, n_rows)
+    matrices = np.unique(np.linspace(0, tensor.n_matrices - 1, n_matrices).astype(int))
+    n_each = min(tensor.n_rows, -(-n_rows // len(matrices)))
+    rows, counts = [], []
+    for matrix in matrices:
+        start = (tensor.n_rows - n_each) // 2
+        rows.append(float_values(tensor.read(int(matrix), start, start + n_each)))
+        own = np.ones(tensor.n_cols, np.float32) if importance is None else importance[matrix]
+        counts.append(np.broadcast_to(own, rows[-1].shape))
+    return np.concatenate(rows), np.concatenate(counts)
+
+
+def _error(fmt: Format, rows: np.ndarray, counts: np.ndarray) -> float:
+    """The squared error of the rows in that format over their squares, columns weighted."""
+    square = float((counts * rows.astype(np.float64) ** 2).sum())
+    difference = fmt.dequantize(fmt.quantize(rows)).astype(np.float64) - rows
+    return float((counts * difference**2).sum()) / square if square else 0.0
+
+
+def _sensitivity(tensor: OutputTensor) -> float:
+    match = _NAME.fullmatch(tensor.name)
+    return SENSITIVITY.get(match[2], 1.0) if match else 1.0
+
+
+def _hull(choices: list[Choice]) -> list[Choice]:
+    """Those that no mixture of two others beats, from the smallest to the best."""
+    hull: list[Choice] = []
+    for choice in sorted(choices, key=lambda choice: (choice.n_bytes, choice.loss)):
+        if hull and choice.loss >= hull[-1].loss:
+            continue
+        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-2], choice):
+            hull.pop()
+        hull.append(choice)
+    return hull
+
+
+def _gain(smaller: Choice, larger: Choice) -> float:
+    """The loss saved per byte."""
+    return (smaller.loss - larger.loss) / (larger.n_bytes - smaller.n_bytes)
+
+
+def _climb(hulls: list[list[Choice]], most_bytes: int) -> list[Choice]:
+    chosen = [hull[0] for hull in hulls]
+    used = sum(choice.n_bytes for choice in chosen)
+    if used > most_bytes:
+        raise Error(
+            f"this model does not fit: its matrices take {format_size(used)} at least, and"
+            f" {format_size(max(0, most_bytes))} are left for them; give a larger --fit"
+        )
+    steps = [(i, pair) for i, hull in enumerate(hulls) for pair in pairwise(hull)]
+    # Within a group gains fall from step to step, so that this order never skips one.
+    for i, (smaller, larger) in sorted(steps, key=lambda step: -_gain(*step[1])):
+        more = larger.n_bytes - smaller.n_bytes
+        if chosen[i] is smaller and used + more <= most_bytes:
+            chosen[i] = larger
+            used += more
+    return chosen
