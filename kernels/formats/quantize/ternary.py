@@ -1,12 +1,18 @@
-"""The best ternary codes of a block, -1, 0 and 1 times one f16 scale: TQ1_0 and TQ2_0.
+"""Ternary blocks, -1, 0 and 1 times one f16 scale, for TQ1_0 and TQ2_0: the codes of least error,
+and a scale that keeps the gain.
 
 For a scale s the best code of a value is its sign where its magnitude is above s / 2, else 0; for
 the values kept, the best scale is their weighted mean magnitude. So an optimum is a threshold t
 with t = mean / 2 of the magnitudes above it. That mean never falls as t rises: from below all
 thresholds, t <- mean / 2 climbs to the lowest such t, and from above all it falls to the highest.
 As soon as few values lie between the two, each of these is tried. So the optimum is exact
-(Li et al., Ternary Weight Networks, arXiv:1605.04711, without their approximation), and a block
-that holds only -a, 0 and a is coded without loss when a is an f16, whatever the weights.
+(Li et al., Ternary Weight Networks, arXiv:1605.04711, without their approximation).
+
+That scale would shrink every output, for the error it leaves is orthogonal to the codes: by a fifth
+for Gaussian values, in one matrix after another. So the codes get the scale for which the stored
+values have the same product with the values as these with themselves; docs/experiments.md says what
+that gives. A block that holds only -a, 0 and a is coded without loss when a is an f16, whatever
+the weights.
 """
 
 import numpy as np
@@ -19,13 +25,17 @@ from q4run.kernels.formats.reading import block_bytes
 from q4run.kernels.formats.writing import pack_codes
 from q4run.kernels.simd.compare import where_greater
 from q4run.kernels.simd.memory import load_f32x8, store
-from q4run.kernels.simd.ops import absolute, add, lane, maximum, mul, reduce_add, reduce_max, splat
+from q4run.kernels.simd.ops import absolute, add, maximum, mul, reduce_add, reduce_max, splat
 from q4run.kernels.simd.vector import f32x8
 
 BLOCK = 256
 # Thresholds are brought nearer this many times before it is counted what is left between them, and
 # if it is few they are tried one by one.
 _ROUNDS, _FEW = 4, 24
+# Least squares loses at most half: a block of many small values beside few large ones is not to be
+# blown up.
+MOST_GAIN = 2.0
+_LARGEST_HALF = np.float32(65504)
 
 
 def quantize_ternary(
@@ -54,9 +64,10 @@ def _ternarize(fmt, values, weights, scale_at, raw):
             store(magnitudes, i, magnitude)
             store(weighted, i, mul(magnitude, load_f32x8(weights, at + i)))
         best = _best_scale(magnitudes, weights, at, weighted, reduce_max(largest), joining)
-        scale = as_half(splat(f32x8, best))
+        threshold = best / np.float32(2)
+        gain = _gain(magnitudes, weights, at, weighted, threshold)
+        scale = as_half(splat(f32x8, min(best * gain, _LARGEST_HALF)))
         store_halves(scale, halves, 0)
-        threshold = lane(scale, 0) / np.float32(2)
         for i in range(BLOCK):
             value = values[first + i]
             codes[i] = np.uint8(1) + np.uint8(value > threshold) - np.uint8(-value > threshold)
@@ -118,6 +129,21 @@ def _best_scale(magnitudes, weights, at, weighted, largest, joining):
             if at_rest or n <= _FEW:
                 break
     return _best_between(magnitudes, weights, at, weighted, above_high, joining, n)
+
+
+@inline
+def _gain(magnitudes, weights, at, weighted, threshold):
+    """What the best scale is to be multiplied with, so that the kept values' sum(w |x| scale) is
+    sum(w x^2) of all; 1 where nothing is kept."""
+    square = product = weight = np.float64(0)
+    for i in range(BLOCK):
+        square += np.float64(weighted[i]) * magnitudes[i]
+        if magnitudes[i] > threshold:
+            product += weighted[i]
+            weight += weights[at + i]
+    if not product > 0:
+        return np.float32(1)
+    return np.float32(min(square * weight / (product * product), MOST_GAIN))
 
 
 @inline
