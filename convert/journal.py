@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+import numpy as np
 
 from q4run import __version__
 from q4run.convert.layout import Part
@@ -27,7 +29,7 @@ class Fingerprint:
 
 def fingerprint(parts: Sequence[Part], files: Sequence[Path]) -> Fingerprint:
     """Of the names, sizes and times of the source's ``files``; of all headers (metadata, names,
-    types and places of tensors) and the quantisers' version."""
+    types and places of tensors), the arrays that quantising goes by, and its version."""
     source = hashlib.sha256()
     for path in files:
         status = path.stat()
@@ -37,6 +39,11 @@ def fingerprint(parts: Sequence[Part], files: Sequence[Path]) -> Fingerprint:
     for part in parts:
         plan.update(json.dumps([part.path.name, len(part.header), part.n_bytes]).encode())
         plan.update(part.header)
+        for planned in part.tensors:
+            for field in fields(planned):
+                value = getattr(planned, field.name)
+                if isinstance(value, np.ndarray):
+                    plan.update(np.ascontiguousarray(value).data)
     return Fingerprint(source.hexdigest(), plan.hexdigest())
 
 

@@ -20,7 +20,7 @@ from q4run.convert.recipe import Recipe, file_type, make_recipe
 from q4run.convert.source import open_source
 from q4run.convert.stream import check_memory, least_plan, plan_blocks
 from q4run.convert.summary import Summary, count_types
-from q4run.convert.widen import BFLOAT16, transpose_columns, widen
+from q4run.convert.widen import BFLOAT16, largest_bfloat, transpose_columns, widen
 from q4run.convert.writer import (
     Progress,
     check_folder,
@@ -174,6 +174,7 @@ def _compile_codecs(tensors: Sequence[PlannedTensor]) -> None:
     """Runs what is compiled once, so that the memory its compilation takes is counted as held."""
     for dtype in (np.float32, np.float16, BFLOAT16):
         widen(np.zeros((1, 1), dtype))
+    largest_bfloat(np.zeros((1, 1), BFLOAT16))
     for bits in (np.uint8, np.uint16, np.uint32):
         transpose_columns(np.zeros((1, 1), bits), 0, np.zeros((1, 1), bits), 0)
     for fmt in {planned.fmt.name: planned.fmt for planned in tensors}.values():

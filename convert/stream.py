@@ -17,7 +17,7 @@ import numpy as np
 from q4run.convert.blocks import Blocks
 from q4run.convert.layout import PlannedTensor, padded
 from q4run.convert.tensors import BAND_BYTES, Rows
-from q4run.convert.widen import widen
+from q4run.convert.widen import BFLOAT16, largest_bfloat, widen
 from q4run.errors import BudgetError, Error, FormatError
 from q4run.memory import format_size
 
@@ -196,6 +196,9 @@ def _convert(planned: PlannedTensor, matrix: int, rows: Rows) -> memoryview:
         if rows.fmt is planned.fmt:
             return np.ascontiguousarray(rows.raw).reshape(-1).data
         rows = rows.dequantize()
+    if rows.dtype == BFLOAT16 and planned.fmt.name == "bf16":
+        _check_largest(largest_bfloat(rows), planned)
+        return np.ascontiguousarray(rows).view(np.uint8).reshape(-1).data
     values, largest = widen(rows)
     _check_largest(largest, planned)
     return quantize_rows(planned, matrix, values).reshape(-1).data

@@ -34,6 +34,12 @@ def widen(rows: np.ndarray) -> tuple[np.ndarray, float]:
     return values, _as_float(_largest_magnitude(values.view(np.uint32).reshape(-1)))
 
 
+def largest_bfloat(rows: np.ndarray) -> float:
+    """The largest magnitude among bfloat16 values: infinite or NaN where one of them is."""
+    bits = np.ascontiguousarray(rows).view(np.uint16).reshape(-1)
+    return _as_float(_largest_bfloat(bits) << 16)
+
+
 def transpose_columns(band: np.ndarray, first: int, rows: np.ndarray, at: int) -> None:
     """rows[:, at : at + len(band)] = band[:, first : first + len(rows)].T
 
@@ -70,6 +76,14 @@ def _widen_bfloats(bits, wide):
         wide[i] = value
         largest = max(largest, np.uint32(value & np.uint32(0x7FFFFFFF)))
     return largest
+
+
+@kernel()
+def _largest_bfloat(bits):
+    largest = np.uint16(0)
+    for i in range(len(bits)):
+        largest = max(largest, np.uint16(bits[i] & np.uint16(0x7FFF)))
+    return np.uint32(largest)
 
 
 @kernel()

@@ -6,15 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from converting import edit_tensors, load_checkpoint
 from tiny_checkpoints import make_checkpoint
 
 from q4run.convert import convert, outputs, stream
-from q4run.convert.journal import Journal
+from q4run.convert.journal import Journal, fingerprint
+from q4run.convert.layout import Part, PlannedTensor
+from q4run.convert.tensors import OutputTensor, Role
 from q4run.errors import Error, FormatError
+from q4run.kernels.formats import find_format_named
 
 COMMAND = [sys.executable, "-m", "q4run", "convert"]
 SPLIT = {"split_max_size": 150_000}
@@ -150,6 +155,21 @@ def test_other_options_are_refused(options, mixtral, whole, tmp_path):
     (tmp_path / ".model.gguf.journal").unlink()
     assert convert(mixtral, out, resume=True, **options).written
     assert names_in(tmp_path) == ["model.gguf"]
+
+
+def test_arrays_that_quantising_goes_by_are_options_too():
+    @dataclass(frozen=True)
+    class Weighed(PlannedTensor):
+        importance: np.ndarray | None = None
+
+    tensor = OutputTensor("made.up", (2, 32), Role.MATRIX, lambda *_: np.zeros((2, 32)))
+    fmt = find_format_named("q8_0")
+    marks = [
+        fingerprint([Part(Path("model.gguf"), b"GGUF", [Weighed(tensor, fmt, array)])], [])
+        for array in (None, np.ones((1, 32)), np.ones((1, 32)), np.full((1, 32), 2.0))
+    ]
+    assert marks[1] == marks[2]
+    assert len(set(marks)) == 3
 
 
 def test_a_changed_source_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from q4run.convert.widen import BFLOAT16, transpose_columns, widen
+from q4run.convert.widen import BFLOAT16, largest_bfloat, transpose_columns, widen
 
 EVERY_HALF = np.arange(1 << 16, dtype=np.uint16)
 
@@ -38,6 +38,15 @@ def test_a_value_that_is_not_finite_is_the_largest(dtype, value):
 
 def test_nothing_but_zeros():
     assert widen(np.array([[0.0, -0.0]], BFLOAT16))[1] == 0
+    assert largest_bfloat(np.array([[0.0, -0.0]], BFLOAT16)) == 0
+
+
+@pytest.mark.parametrize("value", [1.5, -3.25, 2e38, np.inf, -np.inf, np.nan])
+def test_the_largest_of_bfloats_without_widening_them(value):
+    stored = np.full((3, 37), -0.5, BFLOAT16)
+    stored[1, 30] = value
+    expected = abs(float(np.array(value, BFLOAT16)))
+    assert np.array_equal(largest_bfloat(stored), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
