@@ -52,7 +52,7 @@ class CheckpointSource:
         self.n_bytes = checkpoint.n_bytes
         self.architecture = self._plan.metadata.arch
         self.tensors = self._plan.tensors
-        self.notes = self._plan.notes
+        self.notes = [*self._plan.notes, *_quantized_notes(checkpoint.quantization.method)]
         tokenizers = [folder / "tokenizer.json", folder / "tokenizer.model"]
         sizes = [path.stat().st_size for path in tokenizers if path.is_file()]
         self.tokenizer_bytes = max(sizes, default=0)
@@ -63,3 +63,12 @@ class CheckpointSource:
         metadata.add_name(self.name)
         notes = add_vocabulary(metadata, self._folder, self._plan.config, self._plan.n_vocab)
         return metadata, notes
+
+
+def _quantized_notes(method: str | None) -> list[str]:
+    if method is None:
+        return []
+    return [
+        f"the checkpoint is quantised already ({method}): what that lost is lost here too; an "
+        "unquantised one converts better, where there is one"
+    ]
