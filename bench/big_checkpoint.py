@@ -27,6 +27,7 @@ from q4run.bench.arguments import count, size
 from q4run.bench.checkpoints import write_checkpoint
 from q4run.bench.report import console
 from q4run.errors import Error
+from q4run.kernels.formats import find_format_named
 from q4run.memory import format_size
 
 # Allocators keep a little, and the kernel counts pages a moment late.
@@ -105,7 +106,7 @@ def _planned_size(source: Path, out: Path, arguments: argparse.Namespace) -> int
     return int(json.loads(result.stdout)["size_after"])
 
 
-def _prepare(folder: Path, n_bytes: int) -> int:
+def _prepare(folder: Path, n_bytes: int, type_name: str) -> int:
     """The checkpoint's size; it is made unless it is there, of the same size."""
     made = folder / "made.json"
     if made.exists() and json.loads(made.read_text())["asked"] == n_bytes:
@@ -113,11 +114,14 @@ def _prepare(folder: Path, n_bytes: int) -> int:
     made.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    # Beside the source stands one output at a time, at most as large.
-    if free < 1.6 * n_bytes:
+    # Beside the source stands one output at a time.
+    fmt = find_format_named(type_name)
+    output_share = (fmt.bits_per_weight if fmt is not None else 32) / 16
+    needed = n_bytes * (1 + 1.05 * output_share)
+    if free < needed:
         raise Error(
-            f"{folder}: {format_size(free)} are free, but this takes up to "
-            f"{format_size(1.6 * n_bytes)}: make room, or give a smaller --size"
+            f"{folder}: {format_size(free)} are free, but this takes {format_size(needed)}: make "
+            "room, or give a smaller --size"
         )
     written = write_checkpoint(folder, n_bytes)
     made.write_text(json.dumps({"asked": n_bytes, "n_bytes": written}))
@@ -127,7 +131,7 @@ def _prepare(folder: Path, n_bytes: int) -> int:
 def run(arguments: argparse.Namespace) -> bool:
     """Prints the table; whether memory was kept and the outputs are the same."""
     source = arguments.folder / "checkpoint"
-    n_source = _prepare(source, arguments.size)
+    n_source = _prepare(source, arguments.size, arguments.type)
     out = arguments.folder / "model.gguf"
     for left in arguments.folder.glob("*model.gguf*"):
         left.unlink()

@@ -67,10 +67,10 @@ class Outputs(ABC):
             try:
                 for part in self.parts:
                     self.path_of(part).replace(part.path)
-                    renamed.append(part.path)
+                    renamed.append(part)
             except OSError:
-                for path in renamed:
-                    path.unlink(missing_ok=True)
+                for part in renamed:
+                    part.path.replace(self.path_of(part))
                 raise
 
     @abstractmethod

@@ -260,6 +260,27 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(mixtral, whole, tmp_path, m
     check_is_whole(tmp_path, whole)
 
 
+def test_parts_that_cannot_be_put_in_place_are_kept(mixtral, whole, tmp_path, monkeypatch):
+    real = Path.replace
+
+    def fail(self, target):
+        if Path(target).name == "model-00003-of-00006.gguf":
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(Error, match="cannot write: Input/output error"):
+        convert(mixtral, tmp_path / "model.gguf", type="q8_0", resume=True, **SPLIT)
+    assert all(name.startswith(".") for name in names_in(tmp_path))
+    with pytest.raises(Error, match="cannot write"):
+        convert(mixtral, tmp_path / "model.gguf", type="q8_0", **SPLIT)
+    assert all(name.startswith(".") for name in names_in(tmp_path))
+    monkeypatch.undo()
+    summary = convert(mixtral, tmp_path / "model.gguf", type="q8_0", resume=True, **SPLIT)
+    assert any("were kept" in note for note in summary.notes)
+    check_is_whole(tmp_path, whole)
+
+
 def test_an_error_of_the_source_keeps_what_is_finished(mixtral, whole, tmp_path, monkeypatch):
     quantise = stream.quantize_rows
 

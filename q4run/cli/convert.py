@@ -162,6 +162,8 @@ def convert(
       q4run convert Llama-4-Scout model.gguf --type q4_0
       q4run convert Llama-4-Scout model.gguf --type q8_0 --expert-type q4_0
       q4run convert Llama-4-Scout --type q4_0 --split-max-size 40G --max-ram 4G
+      q4run convert Llama-4-Maverick-FP8 maverick.gguf --type q4_0 --resume
+      q4run convert model-bf16.gguf model-q8_0.gguf --type q8_0
       q4run convert Llama-4-Scout --type tq2_0 --dry-run
       q4run convert Llama-4-Scout --recipe balanced
       q4run convert Llama-4-Scout --fit 48G --imatrix scout-imatrix.gguf
