@@ -10,23 +10,25 @@ TILE = 256
 _SMALLEST_SHARE = np.float32(2.0**-24)
 
 
-def column_weights(importance: np.ndarray | None, n_cols: int, block_size: int) -> np.ndarray:
-    """Weights for a stream of rows, float32 (period,): whole rows and whole tiles.
+def column_weights(
+    importance: np.ndarray | None, n_cols: int, block_size: int
+) -> np.ndarray | None:
+    """Weights for a stream of rows, float32 (period,): whole rows and whole tiles; None for None.
 
-    importance: (n_cols,), at least 0, or None where all columns count alike. Weights are relative
+    importance: (n_cols,), at least 0; None where all columns count alike. Weights are relative
     to the largest of their block (only ratios within a block matter), and 1 in a block without any.
     Blocks are single values, for which no weight matters, or a multiple of 32.
     Raises ``ValueError`` for another shape, and for numbers that are negative or not finite.
     """
     if importance is None:
-        return np.ones(TILE, np.float32)
+        return None
     importance = np.asarray(importance, np.float32)
     if importance.shape != (n_cols,):
         raise ValueError(f"importance of the shape {importance.shape} for {n_cols} columns")
     if not (np.isfinite(importance).all() and (importance >= 0).all()):
         raise ValueError("importance must be finite and at least 0")
     if block_size == 1:
-        return np.ones(TILE, np.float32)
+        return None
     blocks = importance.reshape(-1, block_size)
     largest = blocks.max(axis=1, keepdims=True)
     # In float64: the quotient of two subnormal numbers is not exact otherwise on every machine.
@@ -35,6 +37,12 @@ def column_weights(importance: np.ndarray | None, n_cols: int, block_size: int) 
     return np.tile(weights.reshape(-1), math.lcm(n_cols, TILE) // n_cols)
 
 
-def in_lanes(weights: np.ndarray) -> np.ndarray:
-    """Weights in the order of a tile's vectors: flat, a multiple of 256, like the input."""
+def in_order(weights: np.ndarray | None) -> np.ndarray:
+    """Weights as kernels take them: ones for None."""
+    return np.ones(TILE, np.float32) if weights is None else weights
+
+
+def in_lanes(weights: np.ndarray | None) -> np.ndarray:
+    """``in_order``, in the order of a tile's vectors."""
+    weights = in_order(weights)
     return np.ascontiguousarray(weights.reshape(-1, 8, 32).transpose(0, 2, 1)).reshape(-1)

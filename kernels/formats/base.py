@@ -183,11 +183,11 @@ class Format:
         values = self.dequantize_blocks(raw.reshape(-1, self.type_size))
         return values.reshape(*raw.shape[:-1], n_cols)
 
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         """float32 (n_blocks, block_size) -> uint8 (n_blocks, type_size).
 
         weights: of each value's squared error, float32 (period,): a whole number of blocks and of
-        256, repeated over the blocks; above 0, relative to the largest of each block.
+        256, repeated over the blocks; above 0, relative to the largest of each block. None: equal.
         """
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from q4run.kernels.simd.memory import load_u16x8_bytes
 
 
 class BF16(Format):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return values.astype(ml_dtypes.bfloat16).view(np.uint8)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:

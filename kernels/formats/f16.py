@@ -10,7 +10,7 @@ from q4run.kernels.simd.memory import load_u16x8_bytes
 
 
 class F16(Format):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         with np.errstate(over="ignore"):
             return values.astype(np.float16).view(np.uint8)
 

@@ -9,7 +9,7 @@ from q4run.kernels.simd.memory import load_f32x8_bytes
 
 
 class F32(Format):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return values.view(np.uint8)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:

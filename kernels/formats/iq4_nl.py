@@ -15,11 +15,14 @@ from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u16x8_bytes
 
 _SEARCH = scale_search((0.7, 1.15, 6), (0.7, 1.15, 6), 0.04)
+# Without an importance fewer do, and leave 0.5 % more squared error.
+_QUICK_SEARCH = scale_search((0.8, 1.12, 5), (0.85, 1.1, 3), 0.04)
 
 
 class IQ4_NL(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return quantize_symmetric(self, values, weights, _SEARCH)
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        search = _QUICK_SEARCH if weights is None else _SEARCH
+        return quantize_symmetric(self, values, weights, search)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scales = scales_of(raw)

@@ -29,12 +29,15 @@ from q4run.kernels.simd.ops import bit_and, bit_or, fma, mul, shift_left, shift_
 from q4run.kernels.simd.vector import f32x8, i32x8
 
 _SEARCH = scale_search((0.7, 1.15, 6), (0.7, 1.15, 6), 0.04)
+# Without an importance fewer do, and leave 0.5 % more squared error.
+_QUICK_SEARCH = scale_search((0.8, 1.12, 5), (0.85, 1.1, 3), 0.04)
 _LARGEST = largest_integers(-32)
 
 
 class IQ4_XS(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return quantize_shared_scale(self, values, weights, _SEARCH, _LARGEST)
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        search = _QUICK_SEARCH if weights is None else _SEARCH
+        return quantize_shared_scale(self, values, weights, search, _LARGEST)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         upper = raw[:, 2:4].copy().view(np.uint16) >> np.arange(0, 16, 2, dtype=np.uint16) & 3

@@ -36,7 +36,7 @@ _CODES = np.array([VALUES.tolist().index(level) for level in _LEVELS], np.uint8)
 
 
 class MXFP4(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         raw = np.empty((len(values), self.type_size), np.uint8)
         _quantize(self, values.reshape(-1), in_lanes(weights), raw.reshape(-1))
         return raw

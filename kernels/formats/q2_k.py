@@ -27,7 +27,7 @@ _SEARCH = AffineSearch(floats(0, 0.5, 1, -1.5), floats(0, 0.5, 1), nearby=floats
 
 
 class Q2_K(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return quantize_shared_minimum(self, values, weights, _SEARCH, 15)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

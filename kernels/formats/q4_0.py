@@ -17,11 +17,14 @@ from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u16x8_bytes
 
 _SEARCH = scale_search((0.6, 1.05, 10), (0.7, 1.15, 6), 0.04)
+# Without an importance half as many do, and leave 0.5 % more squared error.
+_QUICK_SEARCH = scale_search((0.79, 1, 4), (0.85, 1.06, 4), 0.04)
 
 
 class Q4_0(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return quantize_symmetric(self, values, weights, _SEARCH)
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        search = _QUICK_SEARCH if weights is None else _SEARCH
+        return quantize_symmetric(self, values, weights, search)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scales = scales_of(raw)

@@ -8,7 +8,7 @@ import numpy as np
 
 from q4run.kernels.formats.base import Field, register
 from q4run.kernels.formats.nibbles import nibbles, pack_nibbles, unpack_nibbles
-from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH
+from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH, QUICK_AFFINE_SEARCH
 from q4run.kernels.formats.quantize.blocks import quantize_affine
 from q4run.kernels.formats.reading import codes, implements, minimum, scale
 from q4run.kernels.formats.scaled import scales_of
@@ -18,8 +18,9 @@ from q4run.kernels.simd.memory import load_u16x8_bytes
 
 
 class Q4_1(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return quantize_affine(self, values, weights, AFFINE_SEARCH)
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        search = QUICK_AFFINE_SEARCH if weights is None else AFFINE_SEARCH
+        return quantize_affine(self, values, weights, search)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return scales_of(raw), scales_of(raw, 2)

@@ -27,7 +27,7 @@ from q4run.kernels.simd.ops import bit_field, bit_field_at, bit_or
 
 
 class Q5_K(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return quantize_shared_minimum(self, values, weights, AFFINE_SEARCH, 63)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ _LARGEST = largest_integers(-128)
 
 
 class Q6_K(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return quantize_shared_scale(self, values, weights, _SEARCH, _LARGEST)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from q4run.kernels.simd.ops import biased
 
 
 class Q8_0(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return quantize_scaled(values, self.type_size, _quantize)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

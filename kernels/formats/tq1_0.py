@@ -26,7 +26,7 @@ _SECTIONS = ((0, 32, 0, 5), (32, 16, 160, 5), (48, 4, 240, 4))
 
 
 class TQ1_0(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return quantize_ternary(self, values, weights, 52)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from q4run.kernels.simd.ops import bit_field
 
 
 class TQ2_0(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return quantize_ternary(self, values, weights, 64)
 
     def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ class AffineSearch(NamedTuple):
     """Where the range of the codes is tried to end, in steps, as float32.
 
     low, high: within the range of the values, all pairs of them; nearby: within the best of these
-    ranges, at both ends. ``low`` has any number of places, the others three.
+    ranges, at both ends. ``low`` has any number, ``high`` three places, ``nearby`` three or none.
     """
 
     low: np.ndarray
@@ -38,6 +38,8 @@ def floats(*numbers: float) -> np.ndarray:
 AFFINE_SEARCH = AffineSearch(
     floats(-0.2, 0.4, 1), floats(-0.2, 0.4, 1), nearby=floats(0, 0.8, -0.8)
 )
+# Half as many ranges: 1 to 3 % more squared error.
+QUICK_AFFINE_SEARCH = AFFINE_SEARCH._replace(nearby=floats())
 
 
 @inline

@@ -42,7 +42,7 @@ GROUP = 32
 
 
 def quantize_symmetric(
-    fmt: Format, values: np.ndarray, weights: np.ndarray, search: ScaleSearch
+    fmt: Format, values: np.ndarray, weights: np.ndarray | None, search: ScaleSearch
 ) -> np.ndarray:
     """Blocks of an f16 scale and 32 codes: float32 (n, 32) -> uint8 (n, type_size).
 
@@ -76,7 +76,7 @@ def _symmetric(fmt, values, weights, search, raw):
 
 
 def quantize_affine(
-    fmt: Format, values: np.ndarray, weights: np.ndarray, search: AffineSearch
+    fmt: Format, values: np.ndarray, weights: np.ndarray | None, search: AffineSearch
 ) -> np.ndarray:
     """Blocks of an f16 scale, an f16 minimum and 32 codes: float32 (n, 32) -> uint8 (n, type_size).
 

@@ -46,7 +46,7 @@ _INTEGER, _BELOW, _CODES, _SQUARES, _PRODUCTS, _ROWS = 96, 112, 128, 144, 160, 1
 def quantize_shared_minimum(
     fmt: Format,
     values: np.ndarray,
-    weights: np.ndarray,
+    weights: np.ndarray | None,
     search: AffineSearch,
     highest_integer: int,
 ) -> np.ndarray:

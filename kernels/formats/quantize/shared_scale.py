@@ -53,7 +53,7 @@ def largest_integers(lowest_integer: int) -> np.ndarray:
 def quantize_shared_scale(
     fmt: Format,
     values: np.ndarray,
-    weights: np.ndarray,
+    weights: np.ndarray | None,
     search: ScaleSearch,
     largest: np.ndarray,
 ) -> np.ndarray:

@@ -15,9 +15,21 @@ from q4run.kernels.formats.quantize.tiles import as_half, inverse
 from q4run.kernels.formats.writing import lowest, nearest_level
 from q4run.kernels.simd.compare import where_greater
 from q4run.kernels.simd.memory import load_f32x8
-from q4run.kernels.simd.ops import absolute, add, divide, fma, maximum, minimum, mul, splat, sub
+from q4run.kernels.simd.ops import (
+    absolute,
+    add,
+    divide,
+    fma,
+    maximum,
+    minimum,
+    mul,
+    reduce_max,
+    splat,
+    sub,
+)
 from q4run.kernels.simd.vector import f32x8
 
+_SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 # The distance between subnormal f16.
 _SMALLEST_HALF = np.float32(2.0**-24)
 
@@ -168,11 +180,12 @@ def best_half(fmt, x, weights, at, first, n, one_shot, scale):
     s0, s1 = as_half(scale), as_half(one_shot)
     # Other numbers only among the subnormal ones, where the rounding is coarse.
     s2, s3 = as_half(sub(s0, step)), as_half(add(s0, step))
-    s4 = sub(zero, s1)
+    s4, best = sub(zero, s1), zero
     e0, e1 = errors_of_two(fmt, x, weights, at, first, n, s0, s1, zero, zero)
-    e2, e3 = errors_of_two(fmt, x, weights, at, first, n, s2, s3, zero, zero)
     e4, least = errors_of_two(fmt, x, weights, at, first, n, s4, zero, zero, zero)
-    best = zero
+    e2 = e3 = e0
+    if reduce_max(sub(zero, absolute(s0))) > -_SMALLEST_NORMAL_HALF:
+        e2, e3 = errors_of_two(fmt, x, weights, at, first, n, s2, s3, zero, zero)
     for s, e in ((s0, e0), (s1, e1), (s2, e2), (s3, e3), (s4, e4)):
         best = where_greater(least, e, s, best)
         least = where_greater(least, e, e, least)

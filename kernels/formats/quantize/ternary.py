@@ -17,7 +17,7 @@ the weights.
 
 import numpy as np
 
-from q4run.kernels.column_weights import TILE
+from q4run.kernels.column_weights import TILE, in_order
 from q4run.kernels.compile import inline, kernel
 from q4run.kernels.formats.base import Format
 from q4run.kernels.formats.quantize.tiles import as_half, put_half, store_halves
@@ -39,14 +39,14 @@ _LARGEST_HALF = np.float32(65504)
 
 
 def quantize_ternary(
-    fmt: Format, values: np.ndarray, weights: np.ndarray, scale_at: int
+    fmt: Format, values: np.ndarray, weights: np.ndarray | None, scale_at: int
 ) -> np.ndarray:
     """float32 (n, 256) -> uint8 (n, type_size), the f16 scale at byte ``scale_at`` of each.
 
     weights: as ``column_weights`` gives them.
     """
     raw = np.empty((len(values), fmt.type_size), np.uint8)
-    _ternarize(fmt, values.reshape(-1), weights, scale_at, raw.reshape(-1))
+    _ternarize(fmt, values.reshape(-1), in_order(weights), scale_at, raw.reshape(-1))
     return raw
 
 
