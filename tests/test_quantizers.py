@@ -52,7 +52,7 @@ def test_no_kind_of_weights_is_worse_than_with_llama_cpp(name, weighted):
         theirs = LLAMA_CPP[name][kind][weighted]
         ours = errors_of(format_named(name), values, importance).mean()
         assert ours <= 1.03 * theirs + 3e-6, kind
-    if name != "q8_0":
+    if weighted or name != "q8_0":
         usual = weights_of_many_kinds()["usual"]
         ours = errors_of(format_named(name), usual, importance).mean()
         assert ours < 0.99 * LLAMA_CPP[name]["usual"][weighted]
@@ -108,7 +108,13 @@ def test_importance_moves_the_error_to_columns_that_matter_less(name):
     importance = importance_of_columns(512)
     plain = relative_errors(values, fmt.dequantize(fmt.quantize(values)), importance).mean()
     weighted = errors_of(fmt, values, importance).mean()
-    assert weighted <= plain * (1 if name == "q8_0" else 0.99)
+    assert weighted < 0.99 * plain
+
+
+def test_q8_0_scales_are_positive():
+    """As every other writer's are: its levels are the same on both sides."""
+    values, importance = normal_rows(50, 256), importance_of_columns(256)
+    assert (format_named("q8_0").find_scales(values, importance).scale > 0).all()
 
 
 @pytest.mark.parametrize("exponent", [-126, -20, 0, 20, 120])
@@ -330,7 +336,7 @@ def test_columns_that_all_count_alike_are_as_without_importance(name):
     fmt, values = format_named(name), normal_rows(4, 512)
     plain = errors_of(fmt, values, None).mean()
     expected = fmt.quantize(values, np.ones(512, np.float32))
-    assert 0.95 * plain < relative_errors(values, fmt.dequantize(expected), None).mean() <= plain
+    assert 0.88 * plain < relative_errors(values, fmt.dequantize(expected), None).mean() <= plain
     for weight in (0, 1e-38, 1e-30, 7, 1e30):
         importance = np.full(512, weight, np.float32)
         np.testing.assert_array_equal(fmt.quantize(values, importance), expected)
@@ -458,8 +464,7 @@ def test_columns_of_very_different_importance(name, ratio):
     stored = fmt.dequantize(fmt.quantize(values, importance))
     assert np.isfinite(stored).all()
     plain = errors_of(fmt, values, None).mean()
-    if name != "q8_0":
-        assert relative_errors(values, stored, importance).mean() < 1.01 * plain
+    assert relative_errors(values, stored, importance).mean() < 1.01 * plain
     if ratio > 1e6 and name in PLAIN_SCALE:
         matters = relative_errors(values[:, 5::32], stored[:, 5::32], None)
         assert matters.mean() < 1e-3

@@ -12,7 +12,7 @@ import numpy as np
 
 from q4run.kernels.compile import inline
 from q4run.kernels.formats.quantize.tiles import as_half, inverse
-from q4run.kernels.formats.writing import lowest, nearest_level
+from q4run.kernels.formats.writing import highest, lowest, nearest_level
 from q4run.kernels.simd.compare import where_greater
 from q4run.kernels.simd.memory import load_f32x8
 from q4run.kernels.simd.ops import (
@@ -68,13 +68,17 @@ def largest_magnitude(x, first, n):
 
 @inline
 def one_shot_scale(fmt, x, first, n):
-    """The scale that makes each group's value of largest magnitude the format's lowest level."""
+    """The scale that makes each group's value of largest magnitude the format's lowest level.
+
+    Or the highest, so that the scale is positive, where the two are one but for the sign.
+    """
     low = high = load_f32x8(x, 8 * first)
     for j in range(first + 1, first + n):
         value = load_f32x8(x, 8 * j)
         low, high = minimum(low, value), maximum(high, value)
     below = sub(splat(f32x8, 0.0), low)
-    return mul(where_greater(high, below, high, low), splat(f32x8, np.float32(1 / lowest(fmt))))
+    scale = mul(where_greater(high, below, high, low), splat(f32x8, np.float32(1 / lowest(fmt))))
+    return absolute(scale) if lowest(fmt) == -highest(fmt) else scale
 
 
 @inline
