@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import gguf
 import numpy as np
@@ -13,6 +13,9 @@ from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFValue, WriterState
 from q4run.convert.tensors import OutputTensor
 from q4run.errors import Error
 from q4run.kernels.formats import Format
+
+if TYPE_CHECKING:
+    from q4run.convert.calibration.calibration import Calibration
 
 # A page: an expert's bytes can then be read around the page cache without a copy.
 ALIGNMENT = 4096
@@ -25,12 +28,14 @@ class PlannedTensor:
     """An output tensor with its type; ``n_bytes`` is what it takes without padding.
 
     ``importance``: float32 (n_matrices, n_cols), the mean square of what each column multiplies;
-    None where all columns count alike.
+    None where all columns count alike. ``calibration``: what quantises its rows instead, in the
+    file's order and one run at a time.
     """
 
     tensor: OutputTensor
     fmt: Format
     importance: np.ndarray | None = None
+    calibration: "Calibration | None" = None
 
     @property
     def n_bytes(self) -> int:

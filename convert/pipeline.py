@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import psutil
 
+from q4run.convert.calibrated import add_calibration, block_plan, loss_notes
 from q4run.convert.calibration.imatrix import read_imatrix
 from q4run.convert.fit import Fit
 from q4run.convert.gguf_source import requantising_notes
@@ -48,6 +49,8 @@ def convert(
     tensor_types: Sequence[tuple[str, str]] = (),
     fit: int | None = None,
     imatrix: str | Path | None = None,
+    calibrate: str | Path | None = None,
+    calibrate_chunks: int | None = None,
     max_ram: int | None = None,
     threads: int | None = None,
     split_max_size: int | None = None,
@@ -64,9 +67,11 @@ def convert(
     norms and vectors are f32. ``recipe`` names a pair of types (`RECIPES`); ``tensor_types`` are
     pairs of a pattern and the type of the tensors in whose names it is found. ``fit`` in bytes
     chooses the types instead, so that the file is at most that large. ``imatrix``: an importance
-    matrix of this model, made by q4run or llama.cpp, that says which columns matter. ``max_ram``
-    bounds the memory of the whole process, in bytes (default: what it holds now and a quarter of
-    what is free). ``threads`` quantise (default: one per core); their number changes no byte of the
+    matrix of this model, made by q4run or llama.cpp, that says which columns matter.
+    ``calibrate``: a UTF-8 text of which up to ``calibrate_chunks`` windows run through the model
+    meanwhile, so that what some weights lose in rounding others make up for. ``max_ram`` bounds the
+    memory of the whole process, in bytes (default: what it holds now and a quarter of what is
+    free). ``threads`` quantise (default: one per core); their number changes no byte of the
     result. ``split_max_size`` in bytes makes several files. ``dry_run`` plans and writes nothing.
     ``force`` replaces an existing output. ``resume`` keeps what is finished when the conversion is
     interrupted, even by a crash, and goes on from there when called again with the same source and
@@ -107,12 +112,13 @@ def convert(
     if statistics is not None:
         tensors, imatrix_notes = add_importance(tensors, statistics, str(imatrix))
         add_imatrix_keys(metadata, statistics, str(imatrix))
-    parts = lay_out(
-        Path(out) if out is not None else Path(f"{opened.name}-{chosen.name}.gguf"),
-        metadata,
-        tensors,
-        split_max_size,
-    )
+    out = Path(out) if out is not None else Path(f"{opened.name}-{chosen.name}.gguf")
+    calibration = None
+    if calibrate is not None:
+        tensors, calibration = add_calibration(
+            tensors, metadata, out, Path(calibrate), calibrate_chunks
+        )
+    parts = lay_out(out, metadata, tensors, split_max_size)
     notes = [*opened.notes, *type_notes, *requantising_notes(tensors), *metadata_notes]
     summary = Summary(
         architecture=opened.architecture,
@@ -129,11 +135,17 @@ def convert(
 
     check_folder(parts)
     check_not_source(parts, opened.files)
-    inputs = [*opened.files, *([Path(imatrix)] if imatrix is not None else [])]
-    with _outputs(parts, inputs, resume) as outputs:
+    with _outputs(parts, opened.files, resume) as outputs:
         check_targets(parts, force=force, n_kept=outputs.n_kept)
         summary.notes.extend(_resume_notes(outputs))
-        write_parts(outputs, plan_blocks(tensors, max_ram, _held_memory(), n_threads), progress)
+        if calibration is None:
+            plan = plan_blocks(tensors, max_ram, _held_memory(), n_threads)
+        else:
+            plan = block_plan(tensors)
+            calibration.start(max_ram - _held_memory() - plan.n_bytes)
+        write_parts(outputs, plan, progress)
+    if calibration is not None:
+        summary.notes.extend(loss_notes(calibration))
     return replace(summary, seconds=time.monotonic() - started)
 
 

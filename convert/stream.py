@@ -164,6 +164,8 @@ def stream_tensors(
 
 def quantize_rows(planned: PlannedTensor, matrix: int, values: np.ndarray) -> np.ndarray:
     """Rows of one matrix of a tensor, float32 (n, columns), as their bytes in the file, uint8."""
+    if planned.calibration is not None:
+        return planned.calibration.quantize_rows(planned.tensor, planned.fmt, matrix, values)
     importance = None if planned.importance is None else planned.importance[matrix]
     return planned.fmt.quantize(values, importance)
 

@@ -109,8 +109,10 @@ def test_rows_are_quantised_with_the_importance_of_their_matrix():
     heard = []
     fmt = SimpleNamespace(quantize=lambda values, importance: heard.append(importance))
     importance = np.arange(6, dtype=np.float32).reshape(3, 2)
-    quantize_rows(SimpleNamespace(fmt=fmt, importance=importance), 1, np.zeros((4, 2)))
-    quantize_rows(SimpleNamespace(fmt=fmt, importance=None), 1, np.zeros((4, 2)))
+    quantize_rows(
+        SimpleNamespace(fmt=fmt, importance=importance, calibration=None), 1, np.zeros((4, 2))
+    )
+    quantize_rows(SimpleNamespace(fmt=fmt, importance=None, calibration=None), 1, np.zeros((4, 2)))
     assert heard[0].tolist() == [2.0, 3.0]
     assert heard[1] is None
 

@@ -108,6 +108,26 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="TEXT",
+            help="Run this text through the model while converting, and make up in some weights for"
+            " what others lose in rounding: the best quality, and the slowest.",
+            show_default=False,
+        ),
+    ] = None,
+    calibrate_chunks: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate-chunks",
+            metavar="N",
+            min=1,
+            help="How many windows of 512 tokens of it at most. Not given: 256.",
+            show_default=False,
+        ),
+    ] = None,
     max_ram: Annotated[
         str | None,
         typer.Option(
@@ -192,6 +212,8 @@ def convert(
             tensor_types=overrides,
             fit=fit_bytes,
             imatrix=imatrix,
+            calibrate=calibrate,
+            calibrate_chunks=calibrate_chunks,
             max_ram=max_ram_bytes,
             threads=threads,
             split_max_size=split_bytes,

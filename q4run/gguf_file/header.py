@@ -11,7 +11,7 @@ import math
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
@@ -78,12 +78,14 @@ def read_header(path: Path) -> Header:
         if not stat.S_ISREG(status.st_mode):
             raise Error(f"{path}: not a regular file; give a GGUF file")
         with path.open("rb") as file:
-            return _parse(Cursor(file, path, status.st_size))
+            return parse_header(file, path, status.st_size)
     except OSError as error:
         raise Error(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _parse(cursor: Cursor) -> Header:
+def parse_header(file: BinaryIO, path: Path, size: int) -> Header:
+    """The header of a GGUF file of ``size`` bytes that ``file`` begins with, as `read_header`."""
+    cursor = Cursor(file, path, size)
     version = check_magic(cursor.path, cursor.take(min(cursor.size, 512)))
     cursor.position = 8
     if version == 1:
