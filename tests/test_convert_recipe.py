@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_checkpoints import make_checkpoint
 
 import q4run
-from q4run.convert import convert
+from q4run.convert import convert, recipe
 from q4run.convert.recipe import RECIPES
 from q4run.gguf_file import open_gguf
 
@@ -177,3 +177,26 @@ def test_what_is_not_known_is_one_line(arguments, checkpoint, tmp_path):
     assert result.exit_code == 1
     assert_one_error_line(result.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fallback"),
+    [
+        ("q6_k", "q8_0"),
+        ("q5_k", "q5_1"),
+        ("q4_k", "q5_0"),
+        ("q3_k", "iq4_nl"),
+        ("q2_k", "iq4_nl"),
+        ("iq4_xs", "iq4_nl"),
+        ("tq2_0", "q4_0"),
+        ("tq1_0", "q4_0"),
+    ],
+)
+def test_rows_of_other_lengths_fall_back_as_in_llama_cpp(wanted, fallback):
+    assert recipe.first_that_fits(wanted, 512).name == wanted
+    assert recipe.first_that_fits(wanted, 96).name == fallback
+    assert recipe.first_that_fits(wanted, 100).name == "f16"
+
+
+def test_every_fallback_can_be_written():
+    assert {name for names in recipe.FALLBACKS.values() for name in names} <= set(recipe.FILE_TYPES)
