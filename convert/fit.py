@@ -17,8 +17,8 @@ import numpy as np
 
 from q4run.convert.layout import PlannedTensor, padded
 from q4run.convert.recipe import first_that_fits, is_vector, named
+from q4run.convert.sampling import relative_error, sample_rows
 from q4run.convert.tensors import OutputTensor, Role
-from q4run.convert.widen import float_values
 from q4run.errors import Error
 from q4run.kernels.formats import Format
 from q4run.memory import format_size
@@ -38,7 +38,6 @@ SENSITIVITY = {
     "ffn_up": 1.0,
     "ffn_down": 1.0,
 }
-SAMPLE_VALUES = 64 * 1024
 _NAME = re.compile(
     r"(?:blk\.(\d+)\.)?((attn|ffn|token_embd|output)[a-z_]*?)(_exps|_shexp)?\.weight"
 )
@@ -118,13 +117,13 @@ def _groups(tensors: Sequence[OutputTensor]) -> list[list[OutputTensor]]:
 
 
 def _choices(group: list[OutputTensor], importance: Mapping[str, np.ndarray]) -> list[Choice]:
-    samples = {tensor.name: _sample(tensor, importance.get(tensor.name)) for tensor in group}
+    samples = {tensor.name: sample_rows(tensor, importance.get(tensor.name)) for tensor in group}
     is_expert = all(tensor.role is Role.EXPERT for tensor in group)
     choices = []
     for name in EXPERT_CANDIDATES if is_expert else CANDIDATES:
         formats = {tensor.name: first_that_fits(name, tensor.n_cols) for tensor in group}
         loss = sum(
-            _sensitivity(tensor) * _error(formats[tensor.name], *samples[tensor.name])
+            _sensitivity(tensor) * relative_error(formats[tensor.name], *samples[tensor.name])
             for tensor in group
         )
         choices.append(Choice(formats, _size(group, formats), loss))
@@ -137,31 +136,6 @@ def _size(tensors: Sequence[OutputTensor], formats: Mapping[str, Format]) -> int
         for tensor in tensors
         if tensor.name in formats
     )
-
-
-def _sample(tensor: OutputTensor, importance: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Rows from all over the tensor and what their columns count, both float32 (n, n_cols).
-
-    Of a stack that is stored transposed one matrix has to do: each would be read whole.
-    """
-    n_rows = max(1, SAMPLE_VALUES // tensor.n_cols)
-    n_matrices = 1 if tensor.whole else min(tensor.n_matrices, n_rows)
-    matrices = np.unique(np.linspace(0, tensor.n_matrices - 1, n_matrices).astype(int))
-    n_each = min(tensor.n_rows, -(-n_rows // len(matrices)))
-    rows, counts = [], []
-    for matrix in matrices:
-        start = (tensor.n_rows - n_each) // 2
-        rows.append(float_values(tensor.read(int(matrix), start, start + n_each)))
-        own = np.ones(tensor.n_cols, np.float32) if importance is None else importance[matrix]
-        counts.append(np.broadcast_to(own, rows[-1].shape))
-    return np.concatenate(rows), np.concatenate(counts)
-
-
-def _error(fmt: Format, rows: np.ndarray, counts: np.ndarray) -> float:
-    """The squared error of the rows in that format over their squares, columns weighted."""
-    square = float((counts * rows.astype(np.float64) ** 2).sum())
-    difference = fmt.dequantize(fmt.quantize(rows)).astype(np.float64) - rows
-    return float((counts * difference**2).sum()) / square if square else 0.0
 
 
 def _sensitivity(tensor: OutputTensor) -> float:

@@ -21,6 +21,7 @@ from q4run.convert.recipe import Recipe, file_type, make_recipe
 from q4run.convert.source import open_source
 from q4run.convert.stream import check_memory, least_plan, plan_blocks
 from q4run.convert.summary import Summary, count_types
+from q4run.convert.ternary import ternary_notes
 from q4run.convert.widen import BFLOAT16, largest_bfloat, transpose_columns, widen
 from q4run.convert.writer import (
     Progress,
@@ -120,6 +121,7 @@ def convert(
         )
     parts = lay_out(out, metadata, tensors, split_max_size)
     notes = [*opened.notes, *type_notes, *requantising_notes(tensors), *metadata_notes]
+    notes += ternary_notes(tensors, is_calibrated=calibration is not None)
     summary = Summary(
         architecture=opened.architecture,
         outputs=[part.path for part in parts],

@@ -110,26 +110,42 @@ def test_fit_with_too_little_says_the_least(checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fit_finds_that_experts_are_ternary(checkpoint, tmp_path):
-    folder = tmp_path / "ternary"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def ternary_checkpoint(checkpoint, tmp_path_factory):
+    """The same with experts of -1/32, 0 and 1/32."""
+    folder = tmp_path_factory.mktemp("ternary")
     for path in checkpoint.iterdir():
         if path.suffix == ".safetensors":
             tensors = load_file(path)
             for name, values in tensors.items():
                 if ".experts." in name:
                     signs = np.sign(np.round(values.astype(np.float32) * 40))
-                    tensors[name] = (signs * 0.03125).astype(ml_dtypes.bfloat16)
+                    tensors[name] = (signs / 32).astype(ml_dtypes.bfloat16)
             save_file(tensors, folder / path.name)
         else:
             (folder / path.name).write_bytes(path.read_bytes())
-    convert(folder, tmp_path / "q8.gguf", type="q8_0", expert_type="tq2_0")
-    convert(folder, tmp_path / "fit.gguf", fit=size(tmp_path / "q8.gguf"))
-    # The faster of the two where there is room, as it is when each layer's could be tq2_0.
+    return folder
+
+
+def test_fit_finds_that_experts_are_ternary(ternary_checkpoint, tmp_path):
+    convert(ternary_checkpoint, tmp_path / "q8.gguf", type="q8_0", expert_type="tq2_0")
+    most = size(tmp_path / "q8.gguf")
+    convert(ternary_checkpoint, tmp_path / "fit.gguf", fit=most)
     assert experts(types_of(tmp_path / "fit.gguf")) <= {"tq1_0", "tq2_0"}
-    assert size(tmp_path / "fit.gguf") <= size(tmp_path / "q8.gguf")
-    convert(folder, tmp_path / "large.gguf", fit=10 * size(tmp_path / "q8.gguf"))
+    assert size(tmp_path / "fit.gguf") <= most
+    convert(ternary_checkpoint, tmp_path / "large.gguf", fit=10 * most)
     assert experts(types_of(tmp_path / "large.gguf")) == {"tq2_0"}
+
+
+@pytest.mark.parametrize("type_name", ["q8_0", "tq2_0"])
+def test_what_is_said_of_ternary_weights(checkpoint, ternary_checkpoint, type_name):
+    def said(folder) -> str:
+        return " ".join(convert(folder, type="q8_0", expert_type=type_name, dry_run=True).notes)
+
+    assert ("not trained ternary" in said(checkpoint)) == (type_name == "tq2_0")
+    assert "not trained ternary" not in said(ternary_checkpoint)
+    assert ("without loss" in said(ternary_checkpoint)) == (type_name == "q8_0")
+    assert "without loss" not in said(checkpoint)
 
 
 def test_the_command_takes_them_and_tells_what_stays_in_ram(checkpoint, tmp_path):

@@ -23,6 +23,9 @@ DAMPING = 0.02
 N_ROUNDS = 2
 # With three or four levels the nearest is often far: larger scales leave smaller errors behind.
 FEW_LEVELS, LARGER = 4, 1.2
+# The error that is left makes a ternary matrix's outputs too small; those of types with more levels
+# hardly, and making them larger costs more than it gains.
+TERNARY_LEVELS, LEAST_GAIN, MOST_GAIN = 3, 0.9, 2.0
 _N_COLUMNS = 128
 # Fewer rows are not worth handing to another thread.
 _ROWS_PER_TASK = 256
@@ -96,6 +99,8 @@ def compensate(fmt: Format, values: np.ndarray, inputs: Inputs) -> tuple[np.ndar
         # As the type stores them: it finds them again in values that lie on their grid.
         scales = fmt.find_scales(_stored(fmt, moved, best.codes), importance)
         best = _better_rows(best, _choose_codes(fmt, values, scales, inputs))
+    if len(fmt.levels) == TERNARY_LEVELS:
+        best = _keep_gain(fmt, values, best, inputs, importance)
     raw = fmt.pack(best.scales, best.codes.reshape(-1, fmt.block_size))
     return raw.reshape(len(values), -1), float(best.errors.sum())
 
@@ -189,6 +194,21 @@ def _move_scales(fmt: Format, values: np.ndarray, choice: _Choice, inputs: Input
         scale[:, group] += change
         slope -= change[:, None] * effect
     return scales._replace(scale=scale.reshape(scales.scale.shape))
+
+
+def _keep_gain(
+    fmt: Format, values: np.ndarray, choice: _Choice, inputs: Inputs, importance: np.ndarray
+) -> _Choice:
+    """Each row's scales times what lets its outputs keep their size."""
+    stored = _stored(fmt, choice.scales, choice.codes)
+    effect = values @ inputs.hessian
+    square, product = np.einsum("ij,ij->i", effect, values), np.einsum("ij,ij->i", effect, stored)
+    gain = np.divide(square, product, out=np.ones_like(square), where=product > 0)
+    stored *= np.clip(gain, LEAST_GAIN, MOST_GAIN)[:, None]
+    scales = fmt.find_scales(stored, importance)
+    lost = values - _stored(fmt, scales, choice.codes)
+    errors = np.einsum("ij,ij->i", lost @ inputs.hessian, lost, dtype=np.float64)
+    return _Choice(scales, choice.codes, errors)
 
 
 def _stored(fmt: Format, scales: Scales, codes: np.ndarray) -> np.ndarray:
