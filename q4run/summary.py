@@ -6,8 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from gguf import LlamaFileType
+
+from q4run.attention_facts import attention_facts
 from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile, TensorInfo
+from q4run.models import FAMILIES
 
 EXPERTS = "experts"
 
@@ -24,6 +28,9 @@ _CLASSES = (
     ("other", r".*"),
 )
 _CLASS_PATTERNS = tuple((name, re.compile(pattern, re.DOTALL)) for name, pattern in _CLASSES)
+# What llama.cpp's quantize (and convert --imatrix) notes, and what convert --calibrate does.
+_IMATRIX_NOTES = {"file": str, "dataset": str, "entries_count": int, "chunks_count": int}
+_CALIBRATION_NOTES = {"dataset": str, "chunks_count": int, "tokens": str}
 _NAME_AFFIXES = re.compile(r"^blk\.\d+\.|\.(weight|bias|scale)$")
 
 
@@ -36,11 +43,13 @@ def tensor_class(name: str) -> str:
 def summarize(model: GGUFFile, *, list_tensors: bool = False) -> dict[str, Any]:
     """What the file says, ready for JSON: sizes in bytes, null for what it does not say.
 
-    Keys: path, parts, size, gguf_version, alignment, architecture, name, block_count,
-    embedding_length, context_length, experts ({count, used} or null), tokenizer ({model, pre,
-    vocab_size, chat_template} or null), and what `_figures` counts, in all and for each class
-    under "classes"; active_parameters counts only the experts used per token. With
-    ``list_tensors`` also "tensors", in file order. Reads no tensor data.
+    Keys: path, parts, size, gguf_version, alignment, architecture, supported (whether q4run runs
+    it), name, file_type ({number, name} or null), block_count, embedding_length, context_length,
+    attention (see `attention_facts`), experts ({count, used} or null), tokenizer ({model, pre,
+    vocab_size, chat_template} or null), imatrix and calibration (what was noted of each as the
+    model was quantised, or null), and what `_figures` counts, in all and for each class under
+    "classes"; active_parameters counts only the experts used per token. With ``list_tensors`` also
+    "tensors", in file order. Reads no tensor data.
     """
     architecture = _known(model.get_str, "general.architecture")
     by_class: dict[str, list[TensorInfo]] = {label: [] for label, _ in _CLASSES}
@@ -54,12 +63,17 @@ def summarize(model: GGUFFile, *, list_tensors: bool = False) -> dict[str, Any]:
         "gguf_version": model.version,
         "alignment": model.alignment,
         "architecture": architecture,
+        "supported": architecture in FAMILIES,
         "name": _known(model.get_str, "general.name"),
+        "file_type": _file_type(model),
         "block_count": _known(model.get_int, f"{architecture}.block_count"),
         "embedding_length": _known(model.get_int, f"{architecture}.embedding_length"),
         "context_length": _known(model.get_int, f"{architecture}.context_length"),
+        "attention": attention_facts(model, architecture),
         "experts": experts,
         "tokenizer": _tokenizer(model),
+        "imatrix": _notes(model, "quantize.imatrix.", _IMATRIX_NOTES),
+        "calibration": _notes(model, "quantize.calibration.", _CALIBRATION_NOTES),
         **_figures(model.tensors.values()),
         "active_parameters": _active_parameters(by_class, experts),
         "classes": {label: _figures(members) for label, members in by_class.items() if members},
@@ -86,6 +100,24 @@ def _known(get: Any, key: str) -> Any:
         return get(key)
     except FormatError:
         return None
+
+
+def _file_type(model: GGUFFile) -> dict[str, Any] | None:
+    """``general.file_type``, named as llama.cpp does (``q4_k_m``); the name null for a new one."""
+    number = _known(model.get_int, "general.file_type")
+    if number is None:
+        return None
+    try:
+        name = LlamaFileType(number).name
+    except ValueError:
+        return {"number": number, "name": None}
+    return {"number": number, "name": name.removeprefix("MOSTLY_").removeprefix("ALL_").lower()}
+
+
+def _notes(model: GGUFFile, prefix: str, kinds: dict[str, type]) -> dict[str, Any] | None:
+    getters = {str: model.get_str, int: model.get_int}
+    notes = {name: _known(getters[kind], prefix + name) for name, kind in kinds.items()}
+    return notes if any(value is not None for value in notes.values()) else None
 
 
 def _experts(model: GGUFFile, architecture: str | None) -> dict[str, int | None] | None:

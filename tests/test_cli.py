@@ -33,8 +33,7 @@ def test_the_version():
 def test_help_fits_80_columns_and_gives_an_example(verb):
     result = invoke(*verb.split(), "--help")
     assert result.exit_code == 0
-    if verb != "inspect":  # there is but one way to use it
-        assert f"q4run {verb}" in result.stdout
+    assert f"q4run {verb}" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 

@@ -13,6 +13,7 @@ from gguf import GGUFValueType
 from gguf_builder import Builder, rich_file
 from typer.testing import CliRunner
 
+from q4run.box import MODEL
 from q4run.cli.inspect import inspect
 from q4run.errors import FormatError
 from q4run.gguf_file import open_gguf
@@ -21,12 +22,21 @@ from q4run.summary import summarize, tensor_class
 V3 = Builder()
 
 
-def invoke(*arguments: str) -> str:
+def app_of(verb: Any) -> typer.Typer:
     app = typer.Typer()
-    app.command()(inspect)
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    app.command()(verb)
+    return app
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app_of(inspect), list(arguments), catch_exceptions=False)
     assert result.exit_code == 0
-    return result.output
+    return result.stdout
+
+
+def real(key: str, value: float) -> bytes:
+    """A metadata entry of type f32."""
+    return V3.entry(key, GGUFValueType.FLOAT32, V3.scalar(GGUFValueType.FLOAT32, value))
 
 
 def moe_file() -> bytes:
@@ -34,6 +44,7 @@ def moe_file() -> bytes:
     entries = [
         V3.text("general.architecture", "llama4"),
         V3.text("general.name", "Tiny [bold]Scout[/bold]"),
+        V3.number("general.file_type", 36),
         V3.number("llama4.block_count", 1),
         V3.number("llama4.embedding_length", 256),
         V3.number("llama4.context_length", 10485760),
@@ -115,11 +126,16 @@ def test_summary_of_a_mixture_of_experts(moe_path: Path) -> None:
         "gguf_version": 3,
         "alignment": 32,
         "architecture": "llama4",
+        "supported": True,
         "name": "Tiny [bold]Scout[/bold]",
+        "file_type": {"number": 36, "name": "tq1_0"},
         "block_count": 1,
         "embedding_length": 256,
         "context_length": 10485760,
+        "attention": None,
         "experts": {"count": 4, "used": 1},
+        "imatrix": None,
+        "calibration": None,
         "tokenizer": {
             "model": "gpt2",
             "pre": "llama4",
@@ -185,6 +201,129 @@ def test_odd_metadata_is_shown_as_not_given(tmp_path: Path) -> None:
     assert summary["architecture"] is summary["name"] is summary["block_count"] is None
     assert summary["tokenizer"] is summary["experts"] is summary["bits_per_weight"] is None
     assert "not given" in invoke(str(path))
+
+
+def write(path: Path, entries: list[bytes], names: tuple[str, ...] = ("t",)) -> Path:
+    """A file with these metadata entries, and a small tensor for each name."""
+    tensors = [V3.tensor(name, [8], 0, 32 * index) for index, name in enumerate(names)]
+    path.write_bytes(V3.file(entries, tensors, bytes(32 * len(names))))
+    return path
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_how_the_model_in_the_box_attends() -> None:
+    attention = summarize(open_gguf(MODEL))["attention"]
+    assert attention == {
+        "heads": 8,
+        "kv_heads": 4,
+        "head_dim": 32,
+        "rope_base": 10000.0,
+        "rope_dim": 32,
+        "rope_scaling": None,
+        "rope_factors": False,
+        "layers": 6,
+        "rope_layers": 5,
+        "chunked_layers": 5,
+        "chunk_size": 8192,
+        "sliding_window": None,
+    }
+    text = words(invoke())
+    assert "8 heads of 32, 4 of keys and values" in text
+    assert "RoPE of base 10,000, none in 1 of 6 layers (NoPE), 5 see chunks of 8,192" in text
+    assert "file type tq2_0" in text
+
+
+def test_attention_by_the_keys_of_a_family_that_q4run_does_not_know(tmp_path: Path) -> None:
+    entries = [
+        V3.text("general.architecture", "newmoe"),
+        V3.number("newmoe.embedding_length", 512),
+        V3.number("newmoe.attention.head_count", 8),
+        V3.number("newmoe.attention.head_count_kv", 2),
+        V3.number("newmoe.attention.sliding_window", 4096),
+        V3.number("newmoe.rope.dimension_count", 32),
+        real("newmoe.rope.freq_base", 1e6),
+        V3.text("newmoe.rope.scaling.type", "yarn"),
+        real("newmoe.rope.scaling.factor", 4.0),
+        V3.number("newmoe.rope.scaling.original_context_length", 32768),
+    ]
+    path = write(tmp_path / "model.gguf", entries, ("rope_freqs.weight",))
+    summary = summarize(open_gguf(path))
+    assert summary["supported"] is False
+    assert summary["attention"]["head_dim"] == 64
+    assert summary["attention"]["rope_scaling"] == {
+        "type": "yarn",
+        "factor": 4.0,
+        "original_context_length": 32768,
+    }
+    text = words(invoke(str(path)))
+    assert "newmoe (q4run cannot run it yet)" in text
+    assert "8 heads of 64, 2 of keys and values" in text
+    assert (
+        "RoPE of base 1,000,000 over 32 values of a head, scaled by 4 (yarn),"
+        " a factor for each frequency, a window of 4,096 tokens" in text
+    )
+
+
+def test_odd_attention_keys_are_left_out(tmp_path: Path) -> None:
+    entries = [
+        V3.text("general.architecture", "llama"),
+        V3.number("llama.embedding_length", 512),
+        V3.number("llama.attention.head_count", 0),
+        V3.array_of("llama.attention.head_count_kv", GGUFValueType.UINT32, [1, 2]),
+        real("llama.rope.freq_base", float("nan")),
+        V3.text("llama.rope.scaling.type", "\x1b[2J" + "x" * 500),
+        V3.text("llama.rope.scaling.factor", "much"),
+    ]
+    path = write(tmp_path / "model.gguf", entries)
+    attention = summarize(open_gguf(path))["attention"]
+    assert attention["kv_heads"] is attention["head_dim"] is attention["rope_base"] is None
+    text = invoke(str(path))
+    assert "\x1b" not in text
+    assert "x" * 200 not in text
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(0, "f32"), (1, "f16"), (15, "q4_k_m"), (37, "tq2_0"), (999, None)],
+)
+def test_file_types_have_their_names(tmp_path: Path, number: int, name: str | None) -> None:
+    path = write(tmp_path / "model.gguf", [V3.number("general.file_type", number)])
+    assert summarize(open_gguf(path))["file_type"] == {"number": number, "name": name}
+    assert f"file type {name or 'number 999'}" in words(invoke(str(path)))
+
+
+def test_what_a_model_was_quantised_with(tmp_path: Path) -> None:
+    entries = [
+        V3.text("quantize.imatrix.file", "imatrix.gguf"),
+        V3.text("quantize.imatrix.dataset", "wiki.txt"),
+        V3.number("quantize.imatrix.entries_count", 1234, GGUFValueType.INT32),
+        V3.number("quantize.imatrix.chunks_count", 80, GGUFValueType.INT32),
+        V3.text("quantize.calibration.dataset", "talk.txt"),
+        V3.number("quantize.calibration.chunks_count", 7, GGUFValueType.INT32),
+        V3.number("quantize.calibration.tokens", 5),
+    ]
+    path = write(tmp_path / "model.gguf", entries)
+    summary = summarize(open_gguf(path))
+    assert summary["imatrix"] == {
+        "file": "imatrix.gguf",
+        "dataset": "wiki.txt",
+        "entries_count": 1234,
+        "chunks_count": 80,
+    }
+    assert summary["calibration"] == {"dataset": "talk.txt", "chunks_count": 7, "tokens": None}
+    text = words(invoke(str(path)))
+    assert "imatrix imatrix.gguf, of wiki.txt, 1,234 matrices, 80 chunks" in text
+    assert "calibrated talk.txt, 7 chunks" in text
+
+
+def test_without_a_model_it_is_the_one_in_the_box() -> None:
+    assert json.loads(invoke("--json"))["name"] == "tiny-llama4"
+    result = CliRunner().invoke(app_of(inspect), [])
+    assert "No MODEL named" in result.stderr
+    assert "No MODEL named" not in result.stdout
 
 
 def test_json_is_one_object(moe_path: Path) -> None:

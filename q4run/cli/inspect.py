@@ -13,6 +13,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from q4run.cli import options
+from q4run.cli.opening import model_in_the_box
 from q4run.gguf_file import open_gguf
 from q4run.summary import summarize
 
@@ -22,16 +24,22 @@ _LONGEST_SHOWN = 100
 
 
 def inspect(
-    model: Annotated[
-        Path, typer.Argument(help="A GGUF file; of a split model, the first part.", metavar="MODEL")
-    ],
+    model: options.ModelFile = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead.")
     ] = False,
 ) -> None:
-    """Show what is in a model file: sizes, types, experts, tokenizer."""
-    summary = summarize(open_gguf(model), list_tensors=tensors)
+    """Show what is in a model file: sizes, types, attention, experts, tokenizer.
+
+    Reads the headers alone, so that it takes no longer for a large model.
+
+    [bold]Examples[/]
+      q4run inspect model.gguf
+      q4run inspect model.gguf --tensors
+      q4run inspect model-00001-of-00006.gguf --json > model.json
+    """
+    summary = summarize(open_gguf(model or model_in_the_box()), list_tensors=tensors)
     if json_output:
         typer.echo(json.dumps(summary, indent=2))
         return
@@ -56,19 +64,55 @@ def _facts(summary: dict[str, Any]) -> Table:
 
 def _fact_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     n_parts = len(summary["parts"])
-    context = summary["context_length"]
-    return [
+    context, attention = summary["context_length"], summary["attention"]
+    rows = [
         ("file", _printable(summary["path"])),
+        ("last part", _printable(Path(summary["parts"][-1]).name) if n_parts > 1 else ""),
         ("format", f"GGUF version {summary['gguf_version']}, alignment {summary['alignment']}"),
         ("size", decimal(summary["size"]) + (f" in {n_parts} parts" if n_parts > 1 else "")),
         ("name", _shown(summary["name"] or "not given")),
-        ("architecture", _shown(summary["architecture"] or "not given")),
+        ("architecture", _architecture_text(summary)),
+        ("file type", _file_type_text(summary["file_type"])),
         ("layers", _layer_text(summary)),
         ("context", "not given" if context is None else f"{context:,} tokens"),
+        ("attention", _attention_text(attention) if attention else ""),
+        ("positions", _positions_text(attention) if attention else ""),
         ("experts", _expert_text(summary["experts"])),
         ("parameters", _parameter_text(summary)),
         ("tokenizer", _tokenizer_text(summary["tokenizer"])),
+        ("imatrix", _notes_text(summary["imatrix"])),
+        ("calibrated", _notes_text(summary["calibration"])),
     ]
+    # What a file seldom has is left out where it does not.
+    return [(label, value) for label, value in rows if value]
+
+
+def _architecture_text(summary: dict[str, Any]) -> str:
+    name = summary["architecture"]
+    if name is None:
+        return "not given"
+    return _shown(name) + ("" if summary["supported"] else " (q4run cannot run it yet)")
+
+
+def _file_type_text(file_type: dict[str, Any] | None) -> str:
+    if file_type is None:
+        return "not given"
+    return file_type["name"] or f"number {file_type['number']}, which has no name here"
+
+
+def _notes_text(notes: dict[str, Any] | None) -> str:
+    """What was noted of an importance matrix or a calibration."""
+    if notes is None:
+        return ""
+    source = notes.get("file") or notes["dataset"]
+    said = [_shown(source) if source else "with a text that is not named"]
+    if notes.get("file") and notes["dataset"]:
+        said.append(f"of {_shown(notes['dataset'])}")
+    if notes.get("entries_count") is not None:
+        said.append(f"{notes['entries_count']:,} matrices")
+    if notes["chunks_count"] is not None:
+        said.append(f"{notes['chunks_count']:,} chunks")
+    return ", ".join(said)
 
 
 def _layer_text(summary: dict[str, Any]) -> str:
@@ -76,6 +120,42 @@ def _layer_text(summary: dict[str, Any]) -> str:
     if count is None:
         return "not given"
     return f"{count}" + ("" if width is None else f" of width {width}")
+
+
+def _attention_text(facts: dict[str, Any]) -> str:
+    """The facts about heads in a line, as people say them."""
+    if facts["heads"] is None:
+        return "not given"
+    text = f"{facts['heads']} heads"
+    if facts["head_dim"] is not None:
+        text += f" of {facts['head_dim']}"
+    if facts["kv_heads"] not in (None, facts["heads"]):
+        text += f", {facts['kv_heads']} of keys and values"
+    return text
+
+
+def _positions_text(facts: dict[str, Any]) -> str:
+    """The facts about positions and about how far layers see, in a line."""
+    said = []
+    if facts["rope_base"] is not None:
+        base = facts["rope_base"]
+        said.append(f"RoPE of base {base:,.0f}" if base == int(base) else f"RoPE of base {base:g}")
+        if facts["rope_dim"] not in (None, facts["head_dim"]):
+            said[-1] += f" over {facts['rope_dim']} values of a head"
+    scaling = facts["rope_scaling"]
+    if scaling is not None:
+        factor = "" if scaling["factor"] is None else f" by {scaling['factor']:g}"
+        said.append(f"scaled{factor} ({_shown(scaling['type'])})")
+    if facts["rope_factors"]:
+        said.append("a factor for each frequency")
+    layers, with_rope = facts["layers"], facts["rope_layers"]
+    if layers is not None and with_rope != layers:
+        said.append(f"none in {layers - with_rope} of {layers} layers (NoPE)")
+    if facts["chunked_layers"]:
+        said.append(f"{facts['chunked_layers']} see chunks of {facts['chunk_size']:,} tokens")
+    if facts["sliding_window"]:
+        said.append(f"a window of {facts['sliding_window']:,} tokens")
+    return ", ".join(said) or "not given"
 
 
 def _expert_text(experts: dict[str, Any] | None) -> str:
