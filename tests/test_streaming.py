@@ -178,7 +178,11 @@ def test_a_trace_tells_what_was_used(path, tmp_path):
         model.session.feed(list(range(40)))
         model.session.step(4)
         wanted = model.stats.hits + model.stats.misses
+        uses = model.store.uses
     trace = read_trace(tmp_path / "resident")
+    for place, layer in enumerate(trace.layers):
+        told = [expert for one in trace.passes for expert in one.experts[place]]
+        assert uses[layer] == [told.count(expert) for expert in range(N_EXPERT)]
     assert trace.n_expert == [N_EXPERT] * len(trace.layers)
     assert [one.n_tokens for one in trace.passes] == [40, 1]
     assert [len(experts) for experts in trace.passes[1].experts] == trace.n_used

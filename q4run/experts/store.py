@@ -81,6 +81,8 @@ class ExpertStore:
         self.is_waiting = False  # whether the computation stands still for reads at this moment
         self.layout = layout
         shape = max(layout.layers, default=-1) + 1, layout.n_expert
+        # How often each expert of a layer was used: once for each batch of tokens it was used in.
+        self.uses = {i: [0] * matrices[0].n_expert for i, matrices in layout.layers.items()}
         self._policy = POLICIES[cache](*shape)
         self.slots = Slots(n_slots, layout.slot_bytes, *shape, self._policy)
         self.prediction = Prediction("never" if self.holds_all else prefetch, shape[0])
@@ -213,7 +215,9 @@ class ExpertStore:
         self.prediction.tell(layer, experts)
         if self._trace:
             self._trace.layer(layer, experts)
+        uses = self.uses[layer]
         for expert in experts:
+            uses[expert] += 1
             key = (layer, expert)
             if key not in self.slots:
                 self.counters.misses += 1
