@@ -177,6 +177,29 @@ def test_run_json_is_one_object(model_path):
     assert figures["peak_rss"] > 10**7
 
 
+def test_stats_show_which_experts_were_used(model_path):
+    arguments = ["-p", "in the end", "-n", 8, "--temp", 0, "--context", 512]
+    result = invoke("run", model_path, *arguments, "--ram-budget", "1G", "--stats")
+    assert result.exit_code == 0
+    assert result.stdout == greedy(model_path, "in the end", None, 8)
+    _, _, shown = result.stderr.partition("layer experts 0 to 15\n")
+    *layers, in_ram, on_disk = shown.splitlines()
+    assert len(layers) == 5
+    # All were read for the prompt or stayed on disk; nothing that was used has left.
+    assert {mark for line in layers for mark in line[6:]} <= set("o░▒▓█.")
+    assert any(mark in "░▒▓█" for line in layers for mark in line[6:])
+    assert in_ram.startswith("in RAM: ")
+    assert on_disk.startswith("on disk: ")
+    assert "layer experts" not in invoke("run", model_path, *arguments).stderr
+
+
+def test_stats_of_a_model_without_experts_say_so(shared_data):
+    path = shared_data / "weights" / "stories260K-gguf-v1.gguf"
+    result = invoke("run", path, "-p", "Once", "-n", 4, "--raw", "--stats")
+    assert result.exit_code == 0
+    assert "stories260K-gguf-v1.gguf has no experts to show." in result.stderr
+
+
 def test_the_prompt_can_come_from_standard_input_or_a_file(model_path, tmp_path):
     (tmp_path / "prompt.txt").write_text("in thé end")
     (tmp_path / "latin.txt").write_bytes("in thé end".encode("latin-1"))

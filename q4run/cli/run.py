@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from q4run.cli import options
+from q4run.cli.heat_map import LayerUse, heat_map
 from q4run.cli.opening import open_model
-from q4run.cli.terminal import AnswerWriter, Waiting, note, quiet_line
+from q4run.cli.terminal import AnswerWriter, Waiting, note, quiet_line, stderr_console
 from q4run.errors import Error
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ def run(
         bool, typer.Option("--raw", help="Continue the prompt as it stands: no chat template.")
     ] = False,
     json_output: options.Json = False,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats", help="Show at the end which experts were used, and which are in RAM."
+        ),
+    ] = False,
     temp: options.Temperature = options.DEFAULT_TEMPERATURE,
     top_k: options.TopK = options.DEFAULT_TOP_K,
     top_p: options.TopP = options.DEFAULT_TOP_P,
@@ -101,6 +108,8 @@ def run(
         if json_output:
             print(json.dumps(_figures(opened, completion)))
         quiet_line(_facts(completion))
+        if stats:
+            _show_experts(opened)
         if completion.finish == "context":
             note(f"The context of {opened.session.context} tokens is full; --context gives more.")
 
@@ -154,6 +163,21 @@ def _facts(completion: Completion) -> list[str]:
         facts.append(f"hits {100 * stats.hit_rate:.0f} %")
         facts.append(f"{format_size(stats.bytes_read)} read, {stats.wait_s:.2f} s waited")
     return facts
+
+
+def _show_experts(model: Model) -> None:
+    """The map of experts on standard error."""
+    store = model.store
+    layers = [
+        LayerUse(i, counts, set(store.addresses(i).nonzero()[0].tolist()))
+        for i, counts in store.uses.items()
+    ]
+    if not layers:
+        note(f"{model.path.name} has no experts to show.")
+        return
+    console = stderr_console()
+    has_colours = console.is_terminal and not console.no_color and console.color_system is not None
+    console.print(heat_map(layers, console.width, colour=has_colours), soft_wrap=True)
 
 
 def _figures(model: Model, completion: Completion) -> dict[str, Any]:
