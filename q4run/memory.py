@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from q4run.cgroups import cgroups
 from q4run.errors import Error
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -84,27 +85,11 @@ def _container_headroom(root: Path, reclaimable: Sequence[str] = ("inactive_file
 
 def _cgroup_folders(root: Path) -> list[tuple[Path, str, str]]:
     """The (folder, limit file, usage file) of every memory cgroup above this process."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    folders = []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers == "":
-            base = root / "sys/fs/cgroup"
-            files = ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        group = Path(path.lstrip("/"))
-        # Inside a container the path may be the host's: the mount point itself is then the limit.
-        for level in (group, *group.parents):
-            folders.append((base / level, *files))
-    return folders
+    files = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        2: ("memory.max", "memory.current"),
+    }
+    return [(folder, *files[version]) for folder, version in cgroups(root, "memory")]
 
 
 def _read_number(path: Path) -> int | None:
