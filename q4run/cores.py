@@ -1,9 +1,11 @@
 """How many threads compute: what the machine has and what was asked for."""
 
 import os
+from pathlib import Path
 
 import psutil
 
+from q4run.cgroups import cgroups
 from q4run.errors import Error
 
 
@@ -25,3 +27,23 @@ def choose_threads(threads: int | None) -> int:
     if not 1 <= threads <= most:
         raise Error(f"{threads} threads cannot be had: this machine gives 1 to {most}")
     return threads
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """How many cores' time a container may use (docker --cpus); None where that is not limited.
+
+    Unlike what ``usable_cores`` counts, it is a share of time: with more threads than that, all of
+    them stand still for a part of each tenth of a second.
+    """
+    quotas = [_quota(folder, version) for folder, version in cgroups(root, "cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota(folder: Path, version: int) -> float | None:
+    names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+    try:
+        words = " ".join((folder / name).read_text() for name in names).split()
+        quota, period = int(words[0]), int(words[1])
+    except (OSError, ValueError, IndexError):  # no such file, or "max"
+        return None
+    return quota / period if quota > 0 and period > 0 else None

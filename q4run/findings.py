@@ -78,6 +78,14 @@ def _of_processor(machine: dict[str, Any]) -> Iterator[Finding]:
             "Give it more (taskset, the container's --cpuset-cpus, the job's CPUs), if they are"
             " yours to give.",
         )
+    quota, threads = machine["cores"]["quota"], machine["threads"]["default"]
+    if quota is not None and quota < threads:
+        yield (
+            f"A limit (of a container, or of a service) gives {quota:g} cores' time to {threads}"
+            " threads, which then stand still now and again.",
+            f"Say --threads {max(1, int(quota))}, or raise the limit (docker --cpus, systemd"
+            " CPUQuota).",
+        )
 
 
 def _of_kernel_cache(cache: dict[str, Any]) -> Iterator[Finding]:

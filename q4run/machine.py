@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 from llvmlite import binding
 
-from q4run.cores import choose_threads, usable_cores
+from q4run.cores import choose_threads, cpu_quota, usable_cores
 from q4run.gpus import describe_gpus
 from q4run.kernel_cache import describe_kernel_cache
 from q4run.kernels.simd.target import TARGET, available_targets, host_features
@@ -32,7 +32,11 @@ def describe_machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": binding.get_host_cpu_name(),
         "features": [name for name in _FEATURES if features.get(name)],
-        "cores": {"physical": psutil.cpu_count(logical=False), "usable": usable_cores()},
+        "cores": {
+            "physical": psutil.cpu_count(logical=False),
+            "usable": usable_cores(),
+            "quota": cpu_quota(),
+        },
         "simd": {"target": TARGET, "available": available_targets()},
         # The pool is q4run's own: none of numba's threading layers is used.
         "threads": {"default": choose_threads(None), "layer": "q4run"},

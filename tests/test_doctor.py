@@ -22,7 +22,8 @@ from q4run.machine import describe_machine
 
 SOUND = {
     "simd": {"target": "avx2", "available": ["avx2", "generic"]},
-    "cores": {"physical": 4, "usable": 8},
+    "cores": {"physical": 4, "usable": 8, "quota": None},
+    "threads": {"default": 4},
     "kernel_cache": {
         "folder": "/cache",
         "writable": True,
@@ -226,6 +227,7 @@ def test_a_copied_cache_counts_and_one_without_its_code_does_not(tmp_path):
 
 def test_nothing_stands_in_the_way_of_a_sound_machine():
     assert find(SOUND) == []
+    assert find(SOUND | {"cores": {"physical": 4, "usable": 8, "quota": 4.0}}) == []
     assert find({key: value for key, value in SOUND.items() if key != "disk"}) == []
 
 
@@ -235,6 +237,8 @@ def test_nothing_stands_in_the_way_of_a_sound_machine():
         ("simd", {"available": ["generic"], "target": "generic"}, "no SIMD", "AVX2"),
         ("simd", {"target": "generic"}, "avx2 is many times faster", "Unset Q4RUN_SIMD"),
         ("cores", {"usable": 2}, "2 of 4 cores", "taskset"),
+        ("cores", {"quota": 2.5}, "2.5 cores' time to 4 threads", "--threads 2"),
+        ("cores", {"quota": 0.5}, "0.5 cores' time", "--threads 1"),
         ("kernel_cache", {"writable": False}, "compiled anew", "Q4RUN_CACHE"),
         ("kernel_cache", {"usable": 0}, "another Python", "compiled again"),
         ("kernel_cache", {"other_bytes": 2 * 10**9}, "2.00 GB", "Delete"),

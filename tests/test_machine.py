@@ -1,4 +1,4 @@
-"""What the machine says of itself: file systems, power, GPUs."""
+"""What the machine says of itself: cores, file systems, power, GPUs."""
 
 import os
 from collections import namedtuple
@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from q4run.cores import cpu_quota
 from q4run.file_systems import file_system_of, takes_direct_reads, traits_of
 from q4run.gpus import describe_gpus, parse_nvidia_smi
 from q4run.power import describe_power
@@ -82,8 +83,51 @@ def test_direct_reads(tmp_path, monkeypatch):
     assert takes_direct_reads(path) is None
 
 
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/", {"sys/fs/cgroup/cpu.max": "max 100000"}, None),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "150000 100000"}, 1.5),
+        ("0::/", {"sys/fs/cgroup/cpu.max": ""}, None),
+        ("0::/", {"sys/fs/cgroup/cpu.max": "5 0"}, None),
+        (
+            "0::/a/b",
+            {
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+                "sys/fs/cgroup/a/cpu.max": "200000 100000",
+            },
+            2.0,
+        ),
+        (
+            "3:cpu,cpuacct:/x\n0::/",
+            {
+                "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "50000",
+                "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000",
+            },
+            0.5,
+        ),
+        (
+            "3:cpu:/",
+            {
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            None,
+        ),
+        ("3:memory:/", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_time_that_a_container_may_use(tmp_path, groups, files, quota):
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
+        if text is not None:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(f"{text}\n")
+    assert cpu_quota(tmp_path) == quota
+
+
 def system(root: Path, **files: str) -> Path:
-    """A folder with what Linux would show under /sys; names with __ for /."""
+    """A folder with what Linux would show under /sys."""
     places = {
         "governor": "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
         "driver": "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver",

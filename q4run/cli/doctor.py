@@ -92,11 +92,12 @@ def _rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
     cores, simd = machine["cores"], machine["simd"]
     others = [target for target in simd["available"] if target != simd["target"]]
     choice = f" (Q4RUN_SIMD can also be {', '.join(others)})" if others else ""
+    quota = "" if cores["quota"] is None else f", time of {cores['quota']:g} by a limit"
     features = ", ".join(machine["features"]) or "no SIMD"
     return [
         ("system", f"{machine['system']}, {machine['machine']}"),
         ("processor", f"{machine['processor']} ({features})"),
-        ("cores", f"{cores['physical'] or 'unknown'} physical, {cores['usable']} usable"),
+        ("cores", f"{cores['physical'] or 'unknown'} physical, {cores['usable']} usable{quota}"),
         ("SIMD target", f"{simd['target']}{choice}"),
         ("threads", f"{machine['threads']['default']} by default, in {_POOL}"),
         ("kernel cache", _cache_text(machine["kernel_cache"])),
