@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
-from q4run.bench.geometries import GEOMETRIES, Geometry
+from q4run.bench.geometries import GEOMETRIES
 from q4run.bench.random_blocks import random_blocks
 from q4run.convert.byte_level_bpe import PRE_TOKENIZERS
+from q4run.geometries import Geometry
 
 N_LAYERS = 4
 SHARD_BYTES = 4 * 10**9

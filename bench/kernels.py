@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from q4run.bench.memory_limit import read_limit
 from q4run.bench.random_blocks import random_blocks
 from q4run.cores import usable_cores
 from q4run.kernels.activations import Int8Activations, quantize_activations
@@ -25,6 +24,7 @@ from q4run.kernels.formats.base import Format
 from q4run.kernels.products import PRODUCT, input_record, matrix_record, run_products
 from q4run.kernels.strips import interleave
 from q4run.kernels.threads.pool import Pool, ThreadPool
+from q4run.memory_limit import read_limit
 
 _ROWS, _COLS = 4096, 2048
 _DECODE_BYTES = 256 << 20

@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 
-from q4run.bench.geometries import GEOMETRIES, Geometry, tensor_shapes
+from q4run.bench.geometries import GEOMETRIES
 from q4run.bench.random_blocks import TYPES, find_type, random_blocks
 from q4run.errors import Error
+from q4run.geometries import Geometry, hyperparameters, tensor_shapes
 from q4run.gguf_file import open_gguf
 
 __all__ = ["GEOMETRIES", "Geometry", "write_model"]
@@ -137,24 +138,9 @@ class _Weights:
 def _add_hyperparameters(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
     # Each expert begins on a page, as in a converted file.
     writer.add_custom_alignment(4096)
-    writer.add_block_count(geometry.n_layers)
-    writer.add_context_length(131072)
-    writer.add_embedding_length(geometry.n_embd)
-    writer.add_feed_forward_length(geometry.n_ff_dense)
-    if geometry.architecture != "llama":
-        writer.add_expert_feed_forward_length(geometry.n_ff)
-    writer.add_head_count(geometry.n_head)
-    writer.add_head_count_kv(geometry.n_head_kv)
-    writer.add_key_length(geometry.head_dim)
-    writer.add_value_length(geometry.head_dim)
-    writer.add_rope_dimension_count(geometry.head_dim)
-    writer.add_rope_freq_base(geometry.rope_theta)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_expert_count(geometry.n_expert)
-    writer.add_expert_used_count(geometry.n_expert_used)
-    if geometry.architecture == "llama4":
-        writer.add_interleave_moe_layer_step(geometry.moe_step)
-    writer.add_vocab_size(geometry.n_vocab)
+    for key, value in hyperparameters(geometry).items():
+        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        add(f"{geometry.architecture}.{key}", value)
 
 
 # Key: value, its type, and the type of its elements where it is an array.

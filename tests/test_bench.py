@@ -15,11 +15,12 @@ from commands import assert_one_error_line, command, invoke
 from fake_peer import DISK_BYTES, make_fake_peer
 
 import q4run
-from q4run.bench import compare, limits, llama_cpp_speed, memory_limit, speed
+from q4run import memory_limit
+from q4run.bench import compare, limits, llama_cpp_speed, speed
 from q4run.bench.figures import median_of, ratios_of
-from q4run.bench.geometries import Geometry
 from q4run.bench.synthetic import write_model
 from q4run.budget import INTERPRETER_ALLOWANCE
+from q4run.geometries import Geometry
 from q4run.memory import format_size
 
 KEYS = {
@@ -79,7 +80,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def known_read_limit(monkeypatch):
-    monkeypatch.setattr("q4run.bench.memory_limit.read_limit", lambda threads: READ_LIMIT)
+    monkeypatch.setattr("q4run.memory_limit.read_limit", lambda threads: READ_LIMIT)
 
 
 def bench(*arguments: object) -> Any:

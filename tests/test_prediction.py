@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import q4run
-from q4run.bench.geometries import Geometry
 from q4run.bench.synthetic import write_model
 from q4run.errors import Error
 from q4run.experts.prediction import Prediction, Trial
+from q4run.geometries import Geometry
 from q4run.model import Stats
 
 N_LAYER, N_EXPERT = 4, 8

@@ -22,7 +22,6 @@ from fake_peer import make_fake_peer
 import q4run
 from q4run.bench import cache, compare, disk_watch, limits, record, speed, streaming
 from q4run.bench.disk_watch import DiskWatch, Looks
-from q4run.bench.geometries import Geometry
 from q4run.bench.streaming_report import (
     Case,
     Report,
@@ -37,6 +36,7 @@ from q4run.bench.traces import read_trace
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
+from q4run.geometries import Geometry
 from q4run.memory import format_size
 
 N_MOE_LAYERS, N_EXPERT = 2, 8

@@ -166,8 +166,8 @@ def _parse_limit(text: str | None) -> int | None:
 def _report(results: dict[str, list[Figures]], json_output: bool) -> None:
     """The table to standard output; with ``json_output`` to standard error, and the JSON."""
     from q4run.bench.figures import median_of, ratios_of, set_read_limit
-    from q4run.bench.memory_limit import read_limit
     from q4run.bench.report import console, threads_of
+    from q4run.memory_limit import read_limit
 
     ours, *peers = results.values()
     limit = read_limit(ours[0]["threads"])

@@ -1,0 +1,156 @@
+"""The shapes of mixture-of-experts models: what can be planned, and made up, without a file."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The hyperparameters of a model; the defaults are Llama 4 Scout's, but its first six layers.
+
+    ``n_ff`` is the width of one expert. Layer i has routed experts where ``moe_step`` divides
+    i + 1, and otherwise a dense feed-forward. ``architecture``: ``llama4`` (with a shared expert of
+    the same width), ``llama`` or ``qwen3moe``.
+    """
+
+    n_layers: int = 6
+    n_embd: int = 5120
+    n_head: int = 40
+    n_head_kv: int = 8
+    head_dim: int = 128
+    n_ff: int = 8192
+    n_expert: int = 16
+    n_vocab: int = 4096
+    architecture: str = "llama4"
+    n_expert_used: int = 1
+    moe_step: int = 1
+    rope_theta: float = 500000.0
+
+    @property
+    def has_shared_expert(self) -> bool:
+        return self.architecture == "llama4"
+
+    @property
+    def has_qk_norm_weights(self) -> bool:
+        return self.architecture == "qwen3moe"
+
+    @property
+    def n_ff_dense(self) -> int:
+        """The width of a feed-forward that is no expert: twice an expert's in Llama 4."""
+        return 2 * self.n_ff if self.architecture == "llama4" else self.n_ff
+
+    def has_experts(self, layer: int) -> bool:
+        return (layer + 1) % self.moe_step == 0
+
+
+_SCOUT = Geometry(n_layers=48, n_vocab=202048)
+
+# As their authors published them; of Behemoth only the experts, 288 B active and nearly 2 T
+# parameters are known: these widths and this depth give them.
+GEOMETRIES = {
+    "scout": _SCOUT,
+    "maverick": replace(_SCOUT, n_expert=128, moe_step=2),
+    "behemoth": replace(_SCOUT, n_layers=94, n_embd=16384, n_head=128, n_ff=24576),
+    "mixtral": Geometry(
+        architecture="llama",
+        n_layers=32,
+        n_embd=4096,
+        n_head=32,
+        n_head_kv=8,
+        n_ff=14336,
+        n_expert=8,
+        n_expert_used=2,
+        n_vocab=32000,
+        rope_theta=1000000.0,
+    ),
+    "qwen3-30b-a3b": Geometry(
+        architecture="qwen3moe",
+        n_layers=48,
+        n_embd=2048,
+        n_head=32,
+        n_head_kv=4,
+        n_ff=768,
+        n_expert=128,
+        n_expert_used=8,
+        n_vocab=151936,
+        rope_theta=1000000.0,
+    ),
+    # Scout's form at a size that fits into the RAM of a small machine.
+    "small-scout": replace(
+        _SCOUT, n_layers=12, n_embd=2048, n_head=16, n_head_kv=4, n_ff=3072, n_vocab=128256
+    ),
+}
+
+
+def hyperparameters(geometry: Geometry) -> dict[str, int | float]:
+    """The GGUF keys that say it, without the architecture's prefix, in file order."""
+    g = geometry
+    keys: dict[str, int | float] = {
+        "block_count": g.n_layers,
+        "context_length": 131072,
+        "embedding_length": g.n_embd,
+        "feed_forward_length": g.n_ff_dense,
+    }
+    if g.architecture != "llama":
+        keys["expert_feed_forward_length"] = g.n_ff
+    keys |= {
+        "attention.head_count": g.n_head,
+        "attention.head_count_kv": g.n_head_kv,
+        "attention.key_length": g.head_dim,
+        "attention.value_length": g.head_dim,
+        "rope.dimension_count": g.head_dim,
+        "rope.freq_base": g.rope_theta,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "expert_count": g.n_expert,
+        "expert_used_count": g.n_expert_used,
+    }
+    if g.architecture == "llama4":
+        keys["interleave_moe_layer_step"] = g.moe_step
+    return keys | {"vocab_size": g.n_vocab}
+
+
+def tensor_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
+    """Every tensor by its GGUF name, in file order; rows last but one, columns last."""
+    g = geometry
+    tensors: dict[str, tuple[int, ...]] = {"token_embd.weight": (g.n_vocab, g.n_embd)}
+    for i in range(g.n_layers):
+        layer = _attention(g) | (_experts(g) if g.has_experts(i) else _dense(g))
+        tensors |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
+    return tensors | {"output_norm.weight": (g.n_embd,), "output.weight": (g.n_vocab, g.n_embd)}
+
+
+def _attention(g: Geometry) -> dict[str, tuple[int, ...]]:
+    tensors: dict[str, tuple[int, ...]] = {
+        "attn_norm": (g.n_embd,),
+        "attn_q": (g.n_head * g.head_dim, g.n_embd),
+        "attn_k": (g.n_head_kv * g.head_dim, g.n_embd),
+        "attn_v": (g.n_head_kv * g.head_dim, g.n_embd),
+        "attn_output": (g.n_embd, g.n_head * g.head_dim),
+        "ffn_norm": (g.n_embd,),
+    }
+    if g.has_qk_norm_weights:
+        tensors |= {"attn_q_norm": (g.head_dim,), "attn_k_norm": (g.head_dim,)}
+    return tensors
+
+
+def _dense(g: Geometry) -> dict[str, tuple[int, ...]]:
+    return {
+        "ffn_gate": (g.n_ff_dense, g.n_embd),
+        "ffn_up": (g.n_ff_dense, g.n_embd),
+        "ffn_down": (g.n_embd, g.n_ff_dense),
+    }
+
+
+def _experts(g: Geometry) -> dict[str, tuple[int, ...]]:
+    tensors: dict[str, tuple[int, ...]] = {
+        "ffn_gate_inp": (g.n_expert, g.n_embd),
+        "ffn_gate_exps": (g.n_expert, g.n_ff, g.n_embd),
+        "ffn_up_exps": (g.n_expert, g.n_ff, g.n_embd),
+        "ffn_down_exps": (g.n_expert, g.n_embd, g.n_ff),
+    }
+    if g.has_shared_expert:
+        tensors |= {
+            "ffn_gate_shexp": (g.n_ff, g.n_embd),
+            "ffn_up_shexp": (g.n_ff, g.n_embd),
+            "ffn_down_shexp": (g.n_embd, g.n_ff),
+        }
+    return tensors
