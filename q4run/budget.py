@@ -74,19 +74,22 @@ def plan_memory(
     ram_budget: int | None,
     context: int,
     kv_type: str,
+    total_ram: int | None = None,
 ) -> MemoryPlan:
-    """Shares out ``ram_budget`` bytes (None: three quarters of what is free).
+    """Shares out ``ram_budget`` bytes (None: ``default_budget`` of what is free).
 
-    Raises BudgetError, with the least that works, if one expert at a time does not fit, and if
-    the machine has less RAM than what the plan comes to.
+    total_ram: what the machine has; None is this one. Raises BudgetError, with the least that
+    works, if one expert at a time does not fit, and if the machine has less RAM than what the plan
+    comes to.
     """
-    budget = ram_budget or int((available_memory() - INTERPRETER_ALLOWANCE) * _DEFAULT_SHARE)
+    budget = ram_budget or default_budget(available_memory())
+    total_ram = total_memory() if total_ram is None else total_ram
     dense = _dense_bytes(file, config)
     tokenizer = config.n_vocab * _TOKENIZER_BYTES
     kv = cache_bytes(config, context, kv_type)
     fixed = dense + tokenizer + kv + _lasting_scratch_bytes(config, layout)
     least_slots = min(1, layout.n_experts)
-    least = fixed + _batch_bytes(config, _BATCH_SIZES[-1]) + least_slots * layout.slot_bytes
+    least = least_budget(file, config, layout, context=context, kv_type=kv_type)
     if budget < least:
         shrink = " or a shorter --context" if kv > least // 10 else ""
         raise BudgetError(
@@ -120,12 +123,27 @@ def plan_memory(
         n_long_batch=_LONG_BATCH if n_lent else n_batch,
         n_lent_slots=n_lent,
     )
-    if plan.total + INTERPRETER_ALLOWANCE > total_memory():
+    if plan.total + INTERPRETER_ALLOWANCE > total_ram:
         raise BudgetError(
             f"{file.path.name} would take {format_size(plan.total)} of this budget, more than the"
-            f" {format_size(total_memory())} of RAM there are; lower --ram-budget"
+            f" {format_size(total_ram)} of RAM there are; lower --ram-budget"
         )
     return plan
+
+
+def default_budget(free: int) -> int:
+    """What is taken where nobody says: three quarters of the free bytes beside the allowance."""
+    return int((free - INTERPRETER_ALLOWANCE) * _DEFAULT_SHARE)
+
+
+def least_budget(
+    file: GGUFFile, config: ModelConfig, layout: ExpertLayout, *, context: int, kv_type: str
+) -> int:
+    """The bytes with which one expert, and one token of a prompt, fit at a time."""
+    fixed = _dense_bytes(file, config) + config.n_vocab * _TOKENIZER_BYTES
+    fixed += cache_bytes(config, context, kv_type) + _lasting_scratch_bytes(config, layout)
+    slots = min(1, layout.n_experts) * layout.slot_bytes
+    return fixed + _batch_bytes(config, _BATCH_SIZES[-1]) + slots
 
 
 def _lent_slots(

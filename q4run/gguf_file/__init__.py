@@ -1,10 +1,12 @@
 """Reading GGUF: the metadata and the tensor directory of a file, or of all parts of a split one.
 
 ``model_file`` is what others use; ``header`` reads one file's, with ``metadata`` for its values,
-``cursor`` for checked steps through the bytes and ``magic`` for what is not GGUF at all.
+``cursor`` for checked steps through the bytes and ``magic`` for what is not GGUF at all;
+``described`` makes up what a file that is still to be written will say.
 """
 
+from q4run.gguf_file.described import describe_file
 from q4run.gguf_file.header import TensorInfo
 from q4run.gguf_file.model_file import GGUFFile, open_gguf
 
-__all__ = ["GGUFFile", "TensorInfo", "open_gguf"]
+__all__ = ["GGUFFile", "TensorInfo", "describe_file", "open_gguf"]

@@ -50,6 +50,13 @@ class GGUFArray:
         self._length = length
         self._values: list[Any] | None = None
 
+    @classmethod
+    def of(cls, element_type: GGUFValueType, values: list[Any]) -> GGUFArray:
+        """An array of values that are no file's yet."""
+        array = cls(element_type, len(values), b"", U32)
+        array._values = values
+        return array
+
     def values(self) -> list[Any]:
         """The elements: int, float, bool, str or nested lists; the same list every time."""
         data = self._bytes
