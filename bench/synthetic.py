@@ -139,8 +139,11 @@ def _add_hyperparameters(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
     # Each expert begins on a page, as in a converted file.
     writer.add_custom_alignment(4096)
     for key, value in hyperparameters(geometry).items():
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        add(f"{geometry.architecture}.{key}", value)
+        name = f"{geometry.architecture}.{key}"
+        if isinstance(value, float):
+            writer.add_float32(name, value)
+        else:
+            writer.add_uint32(name, value)
 
 
 # Key: value, its type, and the type of its elements where it is an array.

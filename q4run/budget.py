@@ -14,6 +14,7 @@ from q4run.models.config import ModelConfig
 from q4run.weights import embedding_bytes
 from q4run.workspace import workspace_bytes
 
+DEFAULT_CONTEXT = 4096
 # The interpreter, numba, compiled kernels and thread stacks: not part of the budget. Measured: 170
 # to 220 MB. Compiling takes more, in a process that is over before the budget is used.
 INTERPRETER_ALLOWANCE = 250_000_000

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from q4run.budget import MemoryPlan, plan_memory
+from q4run.budget import DEFAULT_CONTEXT, MemoryPlan, plan_memory
 from q4run.cores import choose_threads
 from q4run.errors import Error
 from q4run.experts.choosing import choose_method
@@ -39,7 +39,6 @@ from q4run.transformer import Transformer
 # Hears of a stage of loading ("compiling kernels", "reading weights") and its steps done, in all.
 Progress = Callable[[str, int, int], None]
 
-DEFAULT_CONTEXT = 4096
 # Kernels are compiled by several processes where there is this much memory for each (they take half
 # of it); more than these would wait for the slowest kernel.
 COMPILER_BYTES = 800 * 10**6

@@ -11,7 +11,7 @@ import mmap
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -76,23 +76,51 @@ def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes
         return Choice("pread", "the page cache can hold the whole file")
     if n_bytes < _FEWEST_PIECES * PIECE_BYTES:
         return Choice("direct", "the page cache cannot hold the file", keep_cached=False)
-    speeds = _remembered(paths[0])
-    when = "as measured before"
+    speeds, when = known_speeds(paths)
     if speeds is None:
-        try:
-            speeds, when = measure(paths), "measured just now"
-        except (OSError, EOFError) as error:
-            raise Error(f"the model cannot be read: {error}") from error
-        if not all(speeds.values()):
-            return Choice("direct", "the disk could not be measured", keep_cached=False)
-        _remember(paths[0], speeds)
-    deeper = speeds[_DEEPER] > _WORTH_MORE_READERS * speeds["direct"]
-    direct = speeds[_DEEPER if deeper else "direct"]
+        return Choice("direct", "the disk could not be measured", keep_cached=False)
+    name = best_candidate(speeds)
+    direct = _best_direct(speeds)
     figures = f"direct {direct / 1e9:.1f} GB/s, pread {speeds['pread'] / 1e9:.1f} GB/s"
-    reason = f"{figures} from this disk, {when}"
+    method, n_readers = _CANDIDATES[name]
+    return Choice(method, f"{figures} from this disk, {when}", n_readers, keep_cached=False)
+
+
+def known_speeds(
+    paths: Sequence[Path], *, anew: bool = False
+) -> tuple[dict[str, float] | None, str]:
+    """What the disk of a model's files gives to each candidate, in bytes per second, and when that
+    was measured: within the last day, or (``anew``) just now. None where nothing could be.
+    """
+    speeds = None if anew else remembered_speeds(paths[0])
+    if speeds is not None:
+        return speeds, "as measured before"
+    try:
+        speeds = measure(paths)
+    except (OSError, EOFError) as error:
+        raise Error(f"the model cannot be read: {error}") from error
+    if not all(speeds.values()):
+        return None, ""
+    _remember(paths[0], speeds)
+    return speeds, "measured just now"
+
+
+def best_candidate(speeds: Mapping[str, float]) -> str:
+    """Which of the ways that were measured to take."""
+    direct = _best_direct(speeds)
     if speeds["pread"] > _WORTH_A_COPY * direct:
-        return Choice("pread", reason, keep_cached=False)
-    return Choice("direct", reason, MOST_READERS if deeper else N_READERS, keep_cached=False)
+        return "pread"
+    return "direct" if direct == speeds["direct"] else _DEEPER
+
+
+def _best_direct(speeds: Mapping[str, float]) -> float:
+    deeper = speeds[_DEEPER] > _WORTH_MORE_READERS * speeds["direct"]
+    return speeds[_DEEPER if deeper else "direct"]
+
+
+def is_measurable(paths: Sequence[Path]) -> bool:
+    """Whether there is a file long enough for ``measure``."""
+    return max(path.stat().st_size for path in paths) >= _FEWEST_PIECES * PIECE_BYTES
 
 
 def measure(paths: Sequence[Path], seconds: float = _SECONDS) -> dict[str, float]:
@@ -161,7 +189,7 @@ def _device(path: Path) -> str:
     return f"{path.stat().st_dev:x}"
 
 
-def _remembered(path: Path) -> dict[str, float] | None:
+def remembered_speeds(path: Path) -> dict[str, float] | None:
     """What was measured on the disk that ``path`` is on; None where nothing usable is known."""
     try:
         known = json.loads(_NOTES.read_text())[_device(path)]

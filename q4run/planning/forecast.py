@@ -1,0 +1,212 @@
+"""How fast a model will be: the work of a token, divided by what the machine gives.
+
+Decoding computes and waits in turn: the router says which experts a token wants, those that are not
+in RAM are waited for, and only the shared expert is computed meanwhile. So the times add up, less
+that part. A prompt's reads run ahead of it: the longer of the two times counts.
+
+Which experts a token wants is taken to be even, as with random weights and nearly so in the traces
+of trained models (docs/experiments.md, "Which expert leaves"): then the hit rate is the share of
+the experts that are in RAM, and a trained model does a little better.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from q4run.budget import MemoryPlan
+from q4run.planning.machine_speed import MachineSpeed
+from q4run.planning.work import Work
+
+# Python, the router, norms, and regions too short for more than one thread: seconds a layer.
+# Measured with 12 layers: 0.8 ms of a token (docs/experiments.md).
+LAYER_S = 70e-6
+# What a layer that streams takes besides: its request, and the readers that are woken.
+STREAMED_LAYER_S = 300e-6
+# Attention multiplies floats: as a share of what a core's products of quantised weights do.
+_ATTENTION_SHARE = 0.25
+
+
+class Limit(StrEnum):
+    """What a speed is held back by most."""
+
+    MEMORY = "memory"
+    DISK = "disk"
+    CORES = "cores"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second; ``read_bytes`` from disk (or its copy in the page cache), of a token in
+    decoding and of all of a prompt."""
+
+    tok_s: float
+    limit: Limit
+    read_bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """``cold`` is as it begins: no expert is in RAM, and nothing in the page cache.
+
+    cached: whether the page cache holds the whole file, once it was read, so that no disk is
+    waited for.
+    """
+
+    hit_rate: float
+    cached: bool
+    decode: Speed
+    cold_decode: Speed
+    long_decode: Speed  # at the end of the context
+    prompt: Speed
+    cold_prompt: Speed
+    n_prompt: int
+
+
+def forecast(
+    work: Work,
+    plan: MemoryPlan,
+    machine: MachineSpeed,
+    *,
+    free_bytes: int,
+    context: int,
+    n_prompt: int = 512,
+) -> Forecast:
+    """free_bytes: of memory beside the plan, for the page cache."""
+    n_prompt = min(n_prompt, context)
+    hit_rate = plan.n_slots / plan.n_experts if plan.n_experts else 1.0
+    cached = not plan.all_resident and work.file_bytes <= free_bytes
+    streams = not plan.all_resident
+    return Forecast(
+        hit_rate=hit_rate,
+        cached=cached,
+        decode=_decode(work, machine, hit_rate, cached, streams, n_prompt),
+        cold_decode=_decode(work, machine, 0.0, False, True, n_prompt),
+        long_decode=_decode(work, machine, hit_rate, cached, streams, context),
+        prompt=_prompt(work, plan, machine, hit_rate, cached, n_prompt),
+        cold_prompt=_prompt(work, plan, machine, 0.0, False, n_prompt),
+        n_prompt=n_prompt,
+    )
+
+
+def _decode(
+    work: Work, machine: MachineSpeed, hit_rate: float, cached: bool, streams: bool, length: int
+) -> Speed:
+    """One token behind ``length`` others. streams: whether experts are read as they are wanted: as
+    it begins, also where all will stay in RAM."""
+    seconds = defaultdict[Limit, float](float)
+    by_type = Counter(work.dense)
+    for layer in work.experts:
+        by_type.update({name: layer.n_used * n for name, n in layer.ram_bytes.items()})
+    for name, n_bytes in by_type.items():
+        seconds[_held_by(name, machine)] += n_bytes / machine.kernel(name).memory
+    seconds[Limit.MEMORY] += work.kv_bytes(length) / machine.memory
+    seconds[Limit.CORES] += LAYER_S * len(work.config.layers)
+    read = 0.0
+    for layer in work.experts:
+        n_missed = layer.n_used * (1 - hit_rate)
+        if not n_missed or not streams:
+            continue
+        per_layer = n_missed * layer.file_bytes
+        rate, limit = _read_rate(layer.ram_bytes, machine, cached)
+        read += per_layer
+        meanwhile = sum(n / machine.kernel(name).memory for name, n in layer.meanwhile.items())
+        seconds[limit] += per_layer / rate
+        seconds[Limit.MEMORY] -= min(1.0, n_missed) * min(meanwhile, layer.file_bytes / rate)
+        seconds[Limit.CORES] += STREAMED_LAYER_S
+    return Speed(1 / sum(seconds.values()), _longest(seconds), round(read))
+
+
+def _held_by(name: str, machine: MachineSpeed) -> Limit:
+    """What holds back a decoded token's products of a type."""
+    cores = machine.threads * machine.kernel(name).core
+    return Limit.CORES if cores < machine.memory else Limit.MEMORY
+
+
+def _read_rate(
+    types: Mapping[str, int], machine: MachineSpeed, cached: bool
+) -> tuple[float, Limit]:
+    """Bytes per second that reach slots, all cores interleaving them; and what holds that back."""
+    fill = machine.threads * min(machine.kernel(name).fill for name in types)
+    if cached or fill < machine.disk:
+        return fill, Limit.CORES
+    return machine.disk, Limit.DISK
+
+
+def _prompt(
+    work: Work,
+    plan: MemoryPlan,
+    machine: MachineSpeed,
+    hit_rate: float,
+    cached: bool,
+    n_tokens: int,
+) -> Speed:
+    """A prompt in its batches, each of which wants every layer's experts once.
+
+    hit_rate: the share that the first batch finds in RAM; the others find what slots hold.
+    """
+    n_batch = plan.batch_for(n_tokens)
+    held = plan.n_slots / plan.n_experts if plan.n_experts else 1.0
+    seconds = defaultdict[Limit, float](float)
+    read = 0.0
+    done = 0
+    while done < n_tokens:
+        n = min(n_batch, n_tokens - done)
+        missed = 1 - (held if done else hit_rate)
+        wanted = _file_bytes_wanted(work, n) * missed
+        batch = _batch_seconds(work, machine, done, n)
+        if wanted:
+            types = work.experts[0].ram_bytes
+            fill, _ = _read_rate(types, machine, cached=True)
+            batch[Limit.CORES] += wanted / fill
+            if not cached and wanted / machine.disk > sum(batch.values()):
+                batch = defaultdict(float, {Limit.DISK: wanted / machine.disk})
+        for limit, some in batch.items():
+            seconds[limit] += some
+        read += wanted
+        done += n
+    return Speed(n_tokens / sum(seconds.values()), _longest(seconds), round(read))
+
+
+def _batch_seconds(
+    work: Work, machine: MachineSpeed, done: int, n_tokens: int
+) -> defaultdict[Limit, float]:
+    """Of ``n_tokens`` behind ``done`` others. Each matrix takes as long as its operations, or its
+    bytes where few tokens share it."""
+    seconds = defaultdict[Limit, float](float)
+
+    def add(name: str, n_bytes: float, n_weights: float, tokens: float) -> None:
+        speed = machine.kernel(name)
+        computing = 2 * n_weights * tokens / (speed.prompt * machine.threads)
+        reading = n_bytes / speed.memory
+        seconds[Limit.CORES if computing > reading else Limit.MEMORY] += max(computing, reading)
+
+    for name, n_weights in work.prompt_weights.items():
+        share = n_weights / max(1, sum(work.prompt_weights.values()))
+        add(name, share * sum(work.dense.values()), n_weights, n_tokens)
+    for layer in work.experts:
+        touched = _touched(layer.n_expert, n_tokens * layer.n_used)
+        for name, n_weights in layer.n_weights.items():
+            tokens = n_tokens * layer.n_used / touched
+            add(name, touched * layer.ram_bytes[name], touched * n_weights, tokens)
+    attention = work.attention_operations(done + n_tokens) - work.attention_operations(done)
+    fastest = max(speed.prompt for speed in machine.kernels.values())
+    seconds[Limit.CORES] += attention / (_ATTENTION_SHARE * fastest * machine.threads)
+    seconds[Limit.CORES] += LAYER_S * len(work.config.layers)
+    return seconds
+
+
+def _touched(n_expert: int, n_choices: int) -> float:
+    """How many different experts even choices come to, on average."""
+    return n_expert * (1 - (1 - 1 / n_expert) ** n_choices)
+
+
+def _file_bytes_wanted(work: Work, n_tokens: int) -> float:
+    return sum(
+        _touched(layer.n_expert, n_tokens * layer.n_used) * layer.file_bytes
+        for layer in work.experts
+    )
+
+
+def _longest(seconds: Mapping[Limit, float]) -> Limit:
+    return max(seconds, key=lambda limit: seconds[limit])

@@ -1,0 +1,192 @@
+"""What this machine gives: measured in a few seconds, remembered for a day, or told."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q4run.cores import choose_threads, usable_cores
+from q4run.errors import Error
+from q4run.experts.choosing import best_candidate, is_measurable, known_speeds, remembered_speeds
+from q4run.kernels.compile import CACHE_FOLDER
+from q4run.kernels.formats import Format
+from q4run.kernels.threads.pool import ThreadPool
+from q4run.memory_limit import read_limit
+from q4run.planning.kernel_speed import KernelSpeed, measure_kernels
+
+Progress = Callable[[str, int, int], None]
+
+_NOTES = CACHE_FOLDER.parents[1] / "speeds.json"
+_REMEMBERED_S = 24 * 3600
+_PROBE_BYTES = 256 << 20
+# Where a core's speed is given instead of measured: what its kernels give with one token and from
+# memory, and bytes it brings into slots, as shares of that; roughly as on a Zen 4.
+_USUAL_TOKEN_SHARE = 0.4
+_USUAL_MEMORY_SHARE = 0.85
+_USUAL_FILL_SHARE = 0.015
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says of the machine: bytes and operations per second; None is measured.
+
+    core: of one thread in prompts, two operations for each weight and token.
+    """
+
+    threads: int | None = None
+    memory: float | None = None
+    disk: float | None = None
+    core: float | None = None
+
+
+@dataclass(frozen=True)
+class MachineSpeed:
+    """What the forecast divides by; per second.
+
+    memory: bytes that all threads read together at most; kernels: by the name of a tensor's type,
+    for these threads and this memory.
+    """
+
+    threads: int
+    memory: float
+    disk: float
+    kernels: Mapping[str, KernelSpeed]
+
+    def kernel(self, name: str) -> KernelSpeed:
+        """Of a type; of those that hold next to nothing of a model, the slowest measured."""
+        return self.kernels.get(name) or min(self.kernels.values(), key=lambda speed: speed.memory)
+
+
+def find_speeds(
+    formats: Sequence[Format],
+    paths: Sequence[Path],
+    given: Given,
+    *,
+    anew: bool = False,
+    progress: Progress | None = None,
+) -> MachineSpeed:
+    """Everything that is not given, as remembered or (``anew``, or after a day) measured.
+
+    paths: the model's files, whose disk counts; none: the disk that the kernels are kept on. More
+    threads than this machine has can be asked for where its memory's speed is given.
+    """
+    if given.threads is not None and given.memory is not None:
+        threads = given.threads
+    else:
+        threads = choose_threads(given.threads)
+    own = min(threads, usable_cores())
+    notes = {} if anew else _read_notes()
+    n_steps = len(formats) + 2
+    told = progress or (lambda what, done, total: None)
+
+    told("measuring", 0, n_steps)
+    own_memory = 0.0
+    if given.memory is None or given.core is None:
+        own_memory = _noted(notes, f"memory {own}", lambda: {"memory": read_limit(own)})["memory"]
+    memory = given.memory or own_memory
+    kernels = {}
+    for step, fmt in enumerate(formats, 1):
+        told(f"measuring {fmt.name}", step, n_steps)
+        if given.core is not None:
+            kernels[fmt.name] = _usual_speed(fmt, given.core, threads, memory)
+        else:
+            speed = _kernel_speed(fmt, notes, own)
+            kernels[fmt.name] = _elsewhere(speed, own, own_memory, threads, memory)
+    told("measuring the disk", n_steps - 1, n_steps)
+    disk = given.disk or _disk_speed(paths, anew)
+    _write_notes(notes)
+    return MachineSpeed(threads, memory, disk, kernels)
+
+
+def _kernel_speed(fmt: Format, notes: dict[str, Any], threads: int) -> KernelSpeed:
+    def measure() -> dict[str, float]:
+        with ThreadPool(threads) as pool:
+            return asdict(measure_kernels(fmt, pool.state, threads))
+
+    return KernelSpeed(**_noted(notes, f"{fmt.name} {threads} {CACHE_FOLDER.name}", measure))
+
+
+def _elsewhere(
+    speed: KernelSpeed, own: int, own_memory: float, threads: int, memory: float
+) -> KernelSpeed:
+    """What was measured with ``own`` threads, for another number of them or other memory: the same
+    share of what memory, and the threads' own caches, allow at most."""
+    share = min(1.0, speed.memory / min(own_memory, own * speed.core))
+    return replace(speed, memory=share * min(memory, threads * speed.core))
+
+
+def _usual_speed(fmt: Format, core: float, threads: int, memory: float) -> KernelSpeed:
+    """A type's speed on a core that multiplies so fast in prompts, by proportions as usual."""
+    from_cache = _USUAL_TOKEN_SHARE * core / 2 * fmt.in_ram.bits_per_weight / 8
+    from_memory = _USUAL_MEMORY_SHARE * min(memory, threads * from_cache)
+    return KernelSpeed(from_memory, from_cache, core, _USUAL_FILL_SHARE * core)
+
+
+def _disk_speed(paths: Sequence[Path], anew: bool) -> float:
+    """Bytes per second of the way that ``--io auto`` takes; of these files' disk."""
+    if paths and is_measurable(paths):
+        speeds, _ = known_speeds(paths, anew=anew)
+    else:
+        speeds = _probed_speeds(anew)
+    if speeds is None:
+        raise Error("the disk could not be measured; say how fast it is, for example --disk 2G")
+    return speeds[best_candidate(speeds)]
+
+
+def _probed_speeds(anew: bool) -> dict[str, float] | None:
+    """By a file made for it, which goes away again; only where nothing is remembered."""
+    folder = _NOTES.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not anew and (known := remembered_speeds(folder)):
+            return known
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="probe-") as probe:
+            piece = np.random.default_rng().bytes(_PROBE_BYTES // 16)
+            for _ in range(16):
+                probe.write(piece)
+            probe.flush()
+            os.fsync(probe.fileno())
+            return known_speeds([Path(probe.name)], anew=anew)[0]
+    except OSError as error:
+        raise Error(
+            f"the disk of {folder} could not be measured ({error.strerror}); say how fast the"
+            " model's is, for example --disk 2G"
+        ) from error
+
+
+def _noted(
+    notes: dict[str, Any], name: str, measure: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    """What is remembered under that name; else it is measured, and noted."""
+    with suppress(KeyError, TypeError, ValueError):
+        when, figures = notes[name]["when"], notes[name]["figures"]
+        known = {key: float(value) for key, value in figures.items()}
+        if 0 <= time.time() - float(when) < _REMEMBERED_S and min(known.values()) > 0:
+            return known
+    figures = measure()
+    notes[name] = {"when": int(time.time()), "figures": figures}
+    return figures
+
+
+def _read_notes() -> dict[str, Any]:
+    try:
+        notes = json.loads(_NOTES.read_text())
+    except (OSError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _write_notes(notes: dict[str, Any]) -> None:
+    """Where that is impossible, the next start measures again."""
+    part = _NOTES.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(_read_notes() | notes))
+        part.replace(_NOTES)

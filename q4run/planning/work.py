@@ -1,0 +1,115 @@
+"""What a token takes: bytes of weights by type, experts by layer, keys and values, operations."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from q4run.experts.layout import ExpertLayout
+from q4run.gguf_file import GGUFFile, TensorInfo
+from q4run.kernels.formats import find_format
+from q4run.kernels.strips import padded_rows
+from q4run.kv_cache import cache_bytes
+from q4run.models.config import LayerConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The routed experts of one layer; sizes of one of them by type, in RAM and in the file."""
+
+    n_expert: int
+    n_used: int
+    ram_bytes: Mapping[str, int]
+    file_bytes: int
+    n_weights: Mapping[str, int]
+    meanwhile: Mapping[str, int]  # the shared expert's bytes: computed while experts are read
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model's work. Types are those of the file, sizes those in RAM.
+
+    dense: bytes that every decoded token is multiplied with; prompt_weights: weights that every
+    token of a prompt is (the head only sees the last); n_bytes: of the file.
+    """
+
+    config: ModelConfig
+    kv_type: str
+    dense: Mapping[str, int]
+    prompt_weights: Mapping[str, int]
+    experts: tuple[Experts, ...]
+    file_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of weights that a decoded token is multiplied with, wherever they come from."""
+        routed = sum(layer.n_used * sum(layer.ram_bytes.values()) for layer in self.experts)
+        return sum(self.dense.values()) + routed
+
+    @property
+    def cold_bytes(self) -> int:
+        """What a token reads from disk when none of its experts is in RAM."""
+        return sum(layer.n_used * layer.file_bytes for layer in self.experts)
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values that a token sees behind so many others."""
+        return cache_bytes(self.config, max(1, length), self.kv_type)
+
+    def attention_operations(self, length: int) -> int:
+        """Of all queries of a prompt of so many tokens with the keys and values before them."""
+        width = self.config.n_head * self.config.head_dim
+        return sum(4 * width * _pairs(layer, length) for layer in self.config.layers)
+
+    def main_types(self, share: float = 0.01) -> list[str]:
+        """The types that hold at least this share of a token's weights, most bytes first."""
+        by_type = Counter(self.dense)
+        for layer in self.experts:
+            by_type.update({name: layer.n_used * n for name, n in layer.ram_bytes.items()})
+        least = share * by_type.total()
+        return [name for name, n_bytes in by_type.most_common() if n_bytes >= least]
+
+
+def count_work(file: GGUFFile, config: ModelConfig, layout: ExpertLayout, kv_type: str) -> Work:
+    """Counts; reads nothing but the directory of tensors."""
+    dense: Counter[str] = Counter()
+    prompt: Counter[str] = Counter()
+    shared: dict[int, Counter[str]] = {i: Counter() for i in layout.layers}
+    for name, tensor in file.tensors.items():
+        is_table = name == "token_embd.weight"
+        if name.endswith("_exps.weight") or (is_table and not config.tied_embeddings):
+            continue
+        if find_format(tensor.type) is None or len(tensor.shape) < 2:
+            continue
+        kind = tensor.type.name.lower()
+        dense[kind] += _ram_bytes(tensor)
+        if not is_table and name != "output.weight":
+            prompt[kind] += tensor.n_elements
+        if "_shexp" in name:
+            shared[int(name.split(".")[1])][kind] += _ram_bytes(tensor)
+    experts = []
+    for i, matrices in layout.layers.items():
+        moe = config.layers[i].moe
+        assert moe is not None
+        ram_bytes: Counter[str] = Counter()
+        n_weights: Counter[str] = Counter()
+        for matrix in matrices:
+            ram_bytes[matrix.fmt.name] += matrix.slot_bytes
+            n_weights[matrix.fmt.name] += matrix.n_rows * matrix.n_cols
+        file_bytes = sum(matrix.n_bytes for matrix in matrices)
+        experts.append(
+            Experts(moe.n_expert, moe.n_expert_used, ram_bytes, file_bytes, n_weights, shared[i])
+        )
+    return Work(config, kv_type, dense, prompt, tuple(experts), file.size)
+
+
+def _ram_bytes(tensor: TensorInfo) -> int:
+    fmt = find_format(tensor.type)
+    assert fmt is not None
+    n_rows = tensor.n_elements // tensor.shape[-1]
+    return fmt.in_ram.row_bytes(tensor.shape[-1]) * padded_rows(n_rows)
+
+
+def _pairs(layer: LayerConfig, length: int) -> int:
+    """Of queries and keys that a layer multiplies: chunks see nothing of each other."""
+    chunk = layer.attention.chunk_size or length
+    whole, rest = divmod(length, max(1, chunk))
+    return (whole * chunk * (chunk + 1) + rest * (rest + 1)) // 2
