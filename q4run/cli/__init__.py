@@ -17,6 +17,7 @@ VERBS = {
     "convert": "Turn a Hugging Face checkpoint into a GGUF file.",
     "imatrix": "Collect activation statistics for convert --imatrix.",
     "inspect": "Show what is in a model file.",
+    "plan": "Tell what a model will need and how fast it will be.",
     "run": "Complete one prompt.",
     "chat": "Talk to a model.",
     "doctor": "Show what this machine offers.",
