@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from commands import assert_one_error_line, command, invoke
@@ -32,7 +33,9 @@ Q4_0 = 18 / 32
 # Nothing of this is measured.
 GIVEN = Given(threads=8, memory=100 * GB, disk=4 * GB, core=200 * GB)
 MACHINE = ["--threads", 8, "--memory-bandwidth", "100G", "--disk", "4G", "--core-speed", "200G"]
-FAST = KernelSpeed(memory=50 * GB, core=40 * GB, prompt=100 * GB, fill=5 * GB)
+FAST = KernelSpeed(
+    memory=50 * GB, core=40 * GB, region_s=2e-5, prompt=100 * GB, unpack_s=3e-11, fill=5 * GB
+)
 SMALL = Geometry(n_layers=3, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256, n_vocab=512)
 
 
@@ -120,7 +123,8 @@ def test_decoding_by_hand():
     row = planner.row(24 * GB)
     decode, work = row.forecast.decode, planner.work
     missed = 1 - row.memory.n_slots / 768
-    computed = work.weight_bytes / (50 * GB) + work.kv_bytes(512) / (100 * GB) + 48 * LAYER_S
+    computed = work.weight_bytes / (50 * GB) + work.kv_bytes(512) / (100 * GB)
+    computed += 48 * (LAYER_S + 4 * 2e-5)
     waited = 48 * (missed * 70_778_880 / (4 * GB) + STREAMED_LAYER_S)
     meanwhile = 48 * missed * 70_778_880 / (50 * GB)  # the shared experts
     assert decode.tok_s == pytest.approx(1 / (computed + waited - meanwhile))
@@ -149,7 +153,7 @@ def test_what_the_page_cache_holds_waits_for_no_disk():
 
 
 def test_a_disk_faster_than_the_cores_can_interleave():
-    slow = KernelSpeed(memory=50 * GB, core=40 * GB, prompt=100 * GB, fill=0.1 * GB)
+    slow = replace(FAST, fill=0.1 * GB)
     machine = MachineSpeed(8, 100 * GB, 40 * GB, {"q4_0": slow})
     decode = planner_of(described(), machine).row(12 * GB).forecast.decode
     assert decode.limit is Limit.CORES
@@ -160,7 +164,7 @@ def test_a_disk_faster_than_the_cores_can_interleave():
 
 
 def test_slow_cores_are_named():
-    slow = KernelSpeed(memory=8 * GB, core=1 * GB, prompt=GB, fill=5 * GB)
+    slow = replace(FAST, memory=8 * GB, core=GB, prompt=GB)
     machine = MachineSpeed(8, 100 * GB, 4 * GB, {"q4_0": slow})
     forecast = planner_of(described(), machine, Ram(96 * GB, 90 * GB)).row(70 * GB).forecast
     assert (forecast.decode.limit, forecast.prompt.limit) == (Limit.CORES, Limit.CORES)
@@ -171,7 +175,8 @@ def test_prompts_by_hand():
     forecast = planner.row(70 * GB).forecast
     work = planner.work
     weights = work.prompt_weights["q4_0"] + work.prompt_weights["f32"] + 48 * 3 * 5120 * 8192
-    computing = 2 * weights * 512 / (8 * 100 * GB) + 48 * LAYER_S
+    unpacked = work.prompt_weights["q4_0"] + work.prompt_weights["f32"] + 768 * 3 * 5120 * 8192
+    computing = 2 * weights * 512 / (8 * 100 * GB) + unpacked * 3e-11 / 8 + 48 * LAYER_S
     attending = work.attention_operations(512) / (0.25 * 8 * 100 * GB)
     assert forecast.prompt.tok_s == pytest.approx(512 / (computing + attending), rel=1e-3)
     assert forecast.prompt.limit is Limit.CORES
@@ -341,6 +346,8 @@ def test_kernels_are_measured(name, monkeypatch):
     for figure in (speed.memory, speed.core, speed.fill):
         assert 1e5 < figure < 1e13
     assert 1e7 < speed.prompt < 1e14
+    assert 0 <= speed.region_s < 1
+    assert 0 <= speed.unpack_s < 1e-6
 
 
 # Folders

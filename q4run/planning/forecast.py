@@ -21,6 +21,8 @@ from q4run.planning.work import Work
 # Python, the router, norms, and regions too short for more than one thread: seconds a layer.
 # Measured with 12 layers: 0.8 ms of a token (docs/experiments.md).
 LAYER_S = 70e-6
+# Products of a layer that wait for one another: attention's in- and outputs, gate and up, and down.
+_REGIONS = 4
 # What a layer that streams takes besides: its request, and the readers that are woken.
 STREAMED_LAYER_S = 300e-6
 # Attention multiplies floats: as a share of what a core's products of quantised weights do.
@@ -101,7 +103,9 @@ def _decode(
     for name, n_bytes in by_type.items():
         seconds[_held_by(name, machine)] += n_bytes / machine.kernel(name).memory
     seconds[Limit.MEMORY] += work.kv_bytes(length) / machine.memory
-    seconds[Limit.CORES] += LAYER_S * len(work.config.layers)
+    main = machine.kernel(max(by_type, key=lambda name: by_type[name]))
+    layer_s = LAYER_S + _REGIONS * main.region_s
+    seconds[Limit.CORES] += layer_s * len(work.config.layers)
     read = 0.0
     for layer in work.experts:
         n_missed = layer.n_used * (1 - hit_rate)
@@ -177,7 +181,7 @@ def _batch_seconds(
 
     def add(name: str, n_bytes: float, n_weights: float, tokens: float) -> None:
         speed = machine.kernel(name)
-        computing = 2 * n_weights * tokens / (speed.prompt * machine.threads)
+        computing = n_weights * (2 * tokens / speed.prompt + speed.unpack_s) / machine.threads
         reading = n_bytes / speed.memory
         seconds[Limit.CORES if computing > reading else Limit.MEMORY] += max(computing, reading)
 

@@ -24,6 +24,7 @@ _ROWS = 4096
 _DECODE_BYTES = 256 << 20  # far above the last cache of any processor of a small machine
 _CACHED_BYTES = 256 << 10  # inside the second cache
 _PROMPT_TOKENS = 512
+_FEW_TOKENS = 4  # what a tile takes at a time
 _FILL_BYTES = 64 << 20
 _ROUNDS = 5
 _BYTE = 0x21  # a small positive number in every type of float
@@ -31,17 +32,21 @@ _BYTE = 0x21  # a small positive number in every type of float
 
 @dataclass(frozen=True)
 class KernelSpeed:
-    """Of one type, per second.
+    """Of one type, per second, or in seconds where it says so.
 
     memory: bytes of weights in a decoded token's products, by all threads, from matrices far larger
     than the caches; core: the same by one thread from its own cache, which no memory can exceed;
-    prompt: operations of one thread in a prompt's products, two for each weight and token;
-    fill: bytes that one core brings from the page cache into slots, interleaved.
+    region_s: seconds that are lost where one product ends and threads begin another; prompt:
+    operations of one thread in a prompt's products, two for each weight and token; unpack_s:
+    seconds of one thread for each weight, however many tokens it multiplies; fill: bytes that one
+    core brings from the page cache into slots, interleaved.
     """
 
     memory: float
     core: float
+    region_s: float
     prompt: float
+    unpack_s: float
     fill: float
 
 
@@ -49,16 +54,23 @@ def measure_kernels(fmt: Format, pool: Pool, n_threads: int) -> KernelSpeed:
     """Medians of a few rounds; half a second on a quiet machine. fmt: a type of a file's tensors;
     what it is held as in RAM computes."""
     matrices = _Matrices(fmt.in_ram)
-    large, cached = matrices.rows_of(_DECODE_BYTES), matrices.rows_of(_CACHED_BYTES)
+    large = max(_ROWS, matrices.rows_of(_DECODE_BYTES))
+    cached = matrices.rows_of(_CACHED_BYTES)
     with ThreadPool(1) as alone:
         matrices.multiply(alone.state, cached, 1)  # compiles, and brings the matrix into the cache
         core = _median(lambda: matrices.multiply(alone.state, cached, 1, times=64))
-    from_memory = _median(lambda: matrices.multiply(pool, large, 1))
-    seconds = _median(lambda: matrices.multiply(pool, _ROWS, _PROMPT_TOKENS))
+    n_products = large // _ROWS
+    at_once = _median(lambda: matrices.multiply(pool, large, 1))
+    one_by_one = _median(lambda: matrices.multiply_in_parts(pool, n_products))
+    many = _median(lambda: matrices.multiply(pool, _ROWS, _PROMPT_TOKENS))
+    few = _median(lambda: matrices.multiply(pool, _ROWS, _FEW_TOKENS, times=8)) / 8
+    n_weights = _ROWS * _COLS
     return KernelSpeed(
-        memory=matrices.n_bytes(large) / from_memory,
+        memory=matrices.n_bytes(large) / at_once,
         core=64 * matrices.n_bytes(cached) / core,
-        prompt=2 * _ROWS * _COLS * _PROMPT_TOKENS / seconds / n_threads,
+        region_s=max(0.0, one_by_one - at_once) / n_products,
+        prompt=2 * n_weights * _PROMPT_TOKENS / many / n_threads,
+        unpack_s=max(0.0, few - many * _FEW_TOKENS / _PROMPT_TOKENS) * n_threads / n_weights,
         fill=_fill_speed(fmt),
     )
 
@@ -98,13 +110,24 @@ class _Matrices:
 
     def multiply(self, pool: Pool, n_rows: int, n_tokens: int, times: int = 1) -> None:
         """The product of the first rows with some tokens."""
+        product = self._product(n_rows, n_tokens)
+        for _ in range(times):
+            run_products(pool, product)
+
+    def multiply_in_parts(self, pool: Pool, n_products: int) -> None:
+        """Products of ``_ROWS`` rows with one token, one after the other."""
+        product = self._product(_ROWS, 1)
+        for i in range(n_products):
+            product[0]["matrix"]["weights"] = self._strips.ctypes.data + i * self.n_bytes(_ROWS)
+            run_products(pool, product)
+
+    def _product(self, n_rows: int, n_tokens: int) -> np.ndarray:
         int8 = Int8Activations(*(array[:n_tokens] for array in self._int8))
         product = np.zeros(1, PRODUCT)
         product[0]["matrix"] = matrix_record(self._fmt, self._strips.ctypes.data, n_rows, _COLS)
         product[0]["input"] = input_record(self._x[:n_tokens], int8)
         product[0]["out"] = self._out.ctypes.data
-        for _ in range(times):
-            run_products(pool, product)
+        return product
 
 
 def _some_rows(fmt: Format) -> np.ndarray:

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,16 @@ Progress = Callable[[str, int, int], None]
 _NOTES = CACHE_FOLDER.parents[1] / "speeds.json"
 _REMEMBERED_S = 24 * 3600
 _PROBE_BYTES = 256 << 20
-# Where a core's speed is given instead of measured: what its kernels give with one token and from
-# memory, and bytes it brings into slots, as shares of that; roughly as on a Zen 4.
+# What tells notes of other kernels, and of other figures, apart.
+_KERNELS = f"{CACHE_FOLDER.name} {' '.join(field.name for field in fields(KernelSpeed))}"
+# Where a core's speed is given instead of measured, roughly as on a Zen 4: what its kernels give
+# with one token and from memory, and bytes it brings into slots, as shares of that; unpacking, as
+# a number of tokens that take as long; and what is lost between products.
 _USUAL_TOKEN_SHARE = 0.4
 _USUAL_MEMORY_SHARE = 0.85
 _USUAL_FILL_SHARE = 0.015
+_USUAL_UNPACKING = 1.5
+_USUAL_REGION_S = 10e-6
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def _kernel_speed(fmt: Format, notes: dict[str, Any], threads: int) -> KernelSpe
         with ThreadPool(threads) as pool:
             return asdict(measure_kernels(fmt, pool.state, threads))
 
-    return KernelSpeed(**_noted(notes, f"{fmt.name} {threads} {CACHE_FOLDER.name}", measure))
+    return KernelSpeed(**_noted(notes, f"{fmt.name} {threads} {_KERNELS}", measure))
 
 
 def _elsewhere(
@@ -126,7 +131,14 @@ def _usual_speed(fmt: Format, core: float, threads: int, memory: float) -> Kerne
     """A type's speed on a core that multiplies so fast in prompts, by proportions as usual."""
     from_cache = _USUAL_TOKEN_SHARE * core / 2 * fmt.in_ram.bits_per_weight / 8
     from_memory = _USUAL_MEMORY_SHARE * min(memory, threads * from_cache)
-    return KernelSpeed(from_memory, from_cache, core, _USUAL_FILL_SHARE * core)
+    return KernelSpeed(
+        memory=from_memory,
+        core=from_cache,
+        region_s=_USUAL_REGION_S,
+        prompt=core,
+        unpack_s=_USUAL_UNPACKING * 2 / core,
+        fill=_USUAL_FILL_SHARE * core,
+    )
 
 
 def _disk_speed(paths: Sequence[Path], anew: bool) -> float:
@@ -168,7 +180,9 @@ def _noted(
     with suppress(KeyError, TypeError, ValueError):
         when, figures = notes[name]["when"], notes[name]["figures"]
         known = {key: float(value) for key, value in figures.items()}
-        if 0 <= time.time() - float(when) < _REMEMBERED_S and min(known.values()) > 0:
+        # What is lost may be nothing; a speed may not.
+        speeds = [value for key, value in known.items() if not key.endswith("_s")]
+        if 0 <= time.time() - float(when) < _REMEMBERED_S and min(speeds) > 0:
             return known
     figures = measure()
     notes[name] = {"when": int(time.time()), "figures": figures}
