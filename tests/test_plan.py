@@ -20,7 +20,7 @@ from q4run.experts.layout import read_layout
 from q4run.geometries import GEOMETRIES, Geometry
 from q4run.gguf_file import describe_file, open_gguf
 from q4run.kernels.formats import find_format, find_format_named
-from q4run.models import read_config
+from q4run.models import FAMILIES, read_config
 from q4run.planning import machine_speed
 from q4run.planning.advice import Planner, Ram, make_planner
 from q4run.planning.forecast import LAYER_S, STREAMED_LAYER_S, Limit
@@ -507,3 +507,9 @@ def test_rates_may_be_written_per_second():
     plan = json.loads(result.stdout)
     assert (plan["machine"]["disk"], plan["machine"]["ram"]) == (4 * GB, 32 * 2**30)
     assert os.linesep not in plan["command"]
+
+
+def test_the_help_names_every_geometry_that_can_be_run():
+    told = " ".join(invoke("plan", "--help").stdout.replace("│", " ").split())
+    known = [name for name, shape in GEOMETRIES.items() if shape.architecture in FAMILIES]
+    assert ", ".join(known) in told
