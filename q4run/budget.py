@@ -18,6 +18,8 @@ DEFAULT_CONTEXT = 4096
 # The interpreter, numba, compiled kernels and thread stacks: not part of the budget. Measured: 170
 # to 220 MB. Compiling takes more, in a process that is over before the budget is used.
 INTERPRETER_ALLOWANCE = 250_000_000
+# What of it is used at least: what a forecast goes by, where the budget goes by the most.
+USUAL_INTERPRETER = 170_000_000
 # The tokenizer's Python and Rust objects, per vocabulary entry.
 _TOKENIZER_BYTES = 900
 _DEFAULT_SHARE = 0.75

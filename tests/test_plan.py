@@ -394,6 +394,7 @@ def test_json_of_a_geometry():
     parts = ("dense", "tokenizer", "kv", "scratch", "slots")
     assert sum(memory[name] for name in parts) == memory["total"] <= plan["ram_budget"]
     assert memory["allowance"] == INTERPRETER_ALLOWANCE
+    assert memory["total"] < memory["expected_peak"] < memory["total"] + INTERPRETER_ALLOWANCE
     assert memory["page_cache"] == 42 * GB - memory["total"] - INTERPRETER_ALLOWANCE
     assert memory["kv"] == 4096 * 4096 * 48
     assert [row["ram_budget"] for row in plan["budgets"]] == sorted(

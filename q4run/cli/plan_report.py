@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from q4run.budget import INTERPRETER_ALLOWANCE
+from q4run.budget import INTERPRETER_ALLOWANCE, USUAL_INTERPRETER
 from q4run.cli.terminal import printable
 from q4run.memory import format_size
 from q4run.planning.advice import Planner, Row
@@ -90,6 +90,7 @@ def _memory(planner: Planner, row: Row) -> dict[str, int]:
         "slot_bytes": memory.slot_bytes,
         "total": memory.total,
         "allowance": INTERPRETER_ALLOWANCE,
+        "expected_peak": memory.total + USUAL_INTERPRETER,
         "page_cache": max(0, left),
         "disk": planner.file.size,
     }
@@ -122,7 +123,8 @@ def _where(planner: Planner, row: Row) -> Table:
         ("tokenizer", "tokenizer", "in RAM"),
         ("scratch", "scratch", f"in RAM: batches of {memory.n_batch} tokens"),
         ("budget used", "total", f"of {format_size(memory.budget)}"),
-        ("allowance", "allowance", "in RAM: Python, numba and compiled kernels"),
+        ("allowance", "allowance", "in RAM: Python, numba and compiled kernels, at most"),
+        ("expected peak", "expected_peak", "of all that the process holds in RAM"),
         ("left to the system", "page_cache", f"of {format_size(planner.ram.free)} free RAM"),
         ("on disk", "disk", "the file; embeddings, and experts not in RAM, stay there"),
     ):

@@ -51,14 +51,16 @@ class KernelSpeed:
 
 
 def measure_kernels(fmt: Format, pool: Pool, n_threads: int) -> KernelSpeed:
-    """Medians of a few rounds; half a second on a quiet machine. fmt: a type of a file's tensors;
-    what it is held as in RAM computes."""
+    """Takes about a second. fmt: a type of a file's tensors; what it is held as in RAM computes.
+
+    Medians of a few rounds; the best of what takes milliseconds, which one interruption spoils.
+    """
     matrices = _Matrices(fmt.in_ram)
     large = max(_ROWS, matrices.rows_of(_DECODE_BYTES))
     cached = matrices.rows_of(_CACHED_BYTES)
     with ThreadPool(1) as alone:
         matrices.multiply(alone.state, cached, 1)  # compiles, and brings the matrix into the cache
-        core = _median(lambda: matrices.multiply(alone.state, cached, 1, times=64))
+        core = min(_seconds(lambda: matrices.multiply(alone.state, cached, 1, times=64)))
     n_products = large // _ROWS
     at_once = _median(lambda: matrices.multiply(pool, large, 1))
     one_by_one = _median(lambda: matrices.multiply_in_parts(pool, n_products))
@@ -76,13 +78,17 @@ def measure_kernels(fmt: Format, pool: Pool, n_threads: int) -> KernelSpeed:
 
 
 def _median(run: Callable[[], None]) -> float:
-    """Seconds of a run."""
+    return statistics.median(_seconds(run))
+
+
+def _seconds(run: Callable[[], None]) -> list[float]:
+    """Of a few runs."""
     seconds = []
     for _ in range(_ROUNDS):
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return seconds
 
 
 class _Matrices:
@@ -156,6 +162,6 @@ def _fill_speed(fmt: Format) -> float:
         def fill_all() -> None:
             list(readers.map(fill, range(N_READERS)))
 
-        seconds = _median(fill_all)
+        seconds = min(_seconds(fill_all))
     n_bytes = n_pieces * N_READERS * data.nbytes
     return n_bytes / seconds / min(N_READERS, usable_cores())
