@@ -123,10 +123,10 @@ def _where(planner: Planner, row: Row) -> Table:
         ("tokenizer", "tokenizer", "in RAM"),
         ("scratch", "scratch", f"in RAM: batches of {memory.n_batch} tokens"),
         ("budget used", "total", f"of {format_size(memory.budget)}"),
-        ("allowance", "allowance", "in RAM: Python, numba and compiled kernels, at most"),
+        ("allowance", "allowance", "at most: Python, numba, compiled kernels"),
         ("expected peak", "expected_peak", "of all that the process holds in RAM"),
         ("left to the system", "page_cache", f"of {format_size(planner.ram.free)} free RAM"),
-        ("on disk", "disk", "the file; embeddings, and experts not in RAM, stay there"),
+        ("on disk", "disk", "the file; other experts, embeddings stay there"),
     ):
         if sizes[name]:
             table.add_row(label, format_size(sizes[name]), text)
