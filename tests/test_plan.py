@@ -23,7 +23,8 @@ from q4run.kernels.formats import find_format, find_format_named
 from q4run.models import FAMILIES, read_config
 from q4run.planning import machine_speed
 from q4run.planning.advice import Planner, Ram, make_planner
-from q4run.planning.forecast import LAYER_S, STREAMED_LAYER_S, Limit
+from q4run.planning.attention_speed import AttentionSpeed, measure_attention
+from q4run.planning.forecast import LAYER_S, Limit
 from q4run.planning.kernel_speed import KernelSpeed, measure_kernels
 from q4run.planning.machine_speed import Given, MachineSpeed, find_speeds
 from q4run.planning.work import count_work
@@ -34,8 +35,10 @@ Q4_0 = 18 / 32
 GIVEN = Given(threads=8, memory=100 * GB, disk=4 * GB, core=200 * GB)
 MACHINE = ["--threads", 8, "--memory-bandwidth", "100G", "--disk", "4G", "--core-speed", "200G"]
 FAST = KernelSpeed(
-    memory=50 * GB, core=40 * GB, region_s=2e-5, prompt=100 * GB, unpack_s=3e-11, fill=5 * GB
-)
+    memory=50 * GB, core=40 * GB, region_s=2e-5, prompt=100 * GB, unpack_s=3e-11, fill=5 * GB,
+    fill_s=1e-4, first_fill=2 * GB,
+)  # fmt: skip
+ATTENTION = AttentionSpeed(decode=30 * GB, prompt=20 * GB)
 SMALL = Geometry(n_layers=3, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256, n_vocab=512)
 
 
@@ -47,12 +50,14 @@ def described(name="scout", type_name="q4_0", geometry=None):
 ROOMY = Ram(64 * GB, 56 * GB)
 
 
-def planner_of(file, machine=None, ram=ROOMY, context=4096) -> Planner:
+def planner_of(file, machine=None, ram=ROOMY, context=4096, n_prompt=512) -> Planner:
     config = read_config(file)
     layout = read_layout(file, config)
     work = count_work(file, config, layout, "f16")
-    machine = machine or MachineSpeed(8, 100 * GB, 4 * GB, {"q4_0": FAST, "q6_k": FAST})
-    return Planner(file, config, layout, machine, ram, work=work, context=context)
+    machine = machine or MachineSpeed(8, 100 * GB, 4 * GB, {"q4_0": FAST, "q6_k": FAST}, ATTENTION)
+    return Planner(
+        file, config, layout, machine, ram, work=work, context=context, n_prompt=n_prompt
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +95,7 @@ def test_scouts_sizes_in_q4_0_are_the_known_ones():
     ],
 )
 def test_cold_reads_of_known_models(name, type_name, cold_gb, n_experts):
-    machine = MachineSpeed(8, 100 * GB, 4 * GB, {type_name: FAST})
+    machine = MachineSpeed(8, 100 * GB, 4 * GB, {type_name: FAST}, ATTENTION)
     planner = planner_of(described(name, type_name), machine)
     assert planner.work.cold_bytes / GB == pytest.approx(cold_gb, abs=0.001)
     assert planner.rows()[0].memory.n_experts == n_experts
@@ -123,17 +128,36 @@ def test_decoding_by_hand():
     row = planner.row(24 * GB)
     decode, work = row.forecast.decode, planner.work
     missed = 1 - row.memory.n_slots / 768
-    computed = work.weight_bytes / (50 * GB) + work.kv_bytes(512) / (100 * GB)
+    computed = work.weight_bytes / (50 * GB) + work.kv_bytes(512) / (30 * GB)
     computed += 48 * (LAYER_S + 4 * 2e-5)
-    waited = 48 * (missed * 70_778_880 / (4 * GB) + STREAMED_LAYER_S)
+    waited = 48 * missed * (70_778_880 / (4 * GB) + 1e-4)
     meanwhile = 48 * missed * 70_778_880 / (50 * GB)  # the shared experts
     assert decode.tok_s == pytest.approx(1 / (computed + waited - meanwhile))
     assert decode.read_bytes == round(missed * work.cold_bytes)
     assert decode.limit is Limit.DISK
-    cold = row.forecast.cold_decode
-    assert cold.read_bytes == work.cold_bytes
-    assert cold.tok_s < decode.tok_s
+    # A prompt of 512 tokens has filled the slots.
+    assert row.forecast.cold_decode.tok_s == pytest.approx(decode.tok_s)
+    assert row.forecast.cold_hit_rate == pytest.approx(row.forecast.hit_rate)
     assert row.forecast.long_decode.tok_s < decode.tok_s
+
+
+def test_the_first_tokens_find_what_a_short_prompt_has_left_in_ram():
+    planner = planner_of(described(), ram=Ram(96 * GB, 90 * GB), n_prompt=8)
+    told = planner.row(70 * GB).forecast
+    seen = 1 - (15 / 16) ** 8
+    assert told.cold_hit_rate == pytest.approx(seen)
+    assert told.cold_decode.read_bytes == pytest.approx((1 - seen) * planner.work.cold_bytes)
+    assert told.cold_decode.limit is Limit.DISK
+    assert (told.hit_rate, told.decode.read_bytes) == (1, 0)
+
+
+def test_the_page_cache_has_what_a_first_prompt_has_read():
+    roomy = Ram(128 * GB, 100 * GB)
+    told = planner_of(described(), ram=roomy, n_prompt=8).row(24 * GB).forecast
+    long_prompt = planner_of(described(), ram=roomy).row(24 * GB).forecast
+    assert told.cached
+    assert told.cold_decode.tok_s < long_prompt.cold_decode.tok_s
+    assert long_prompt.cold_decode.tok_s == pytest.approx(told.decode.tok_s, rel=0.02)
 
 
 def test_what_is_all_in_ram_waits_for_memory():
@@ -142,22 +166,21 @@ def test_what_is_all_in_ram_waits_for_memory():
     assert row.forecast.hit_rate == 1
     assert row.forecast.decode.limit is Limit.MEMORY
     assert (row.forecast.decode.read_bytes, row.forecast.cached) == (0, False)
-    assert row.forecast.cold_decode.limit is Limit.DISK
 
 
 def test_what_the_page_cache_holds_waits_for_no_disk():
     row = planner_of(described(), ram=Ram(128 * GB, 100 * GB)).row(24 * GB)
     assert row.forecast.cached
     assert row.forecast.decode.tok_s > planner_of(described()).row(24 * GB).forecast.decode.tok_s
-    assert row.forecast.cold_decode.limit is Limit.DISK
+    assert row.forecast.decode.limit is not Limit.DISK
 
 
 def test_a_disk_faster_than_the_cores_can_interleave():
     slow = replace(FAST, fill=0.1 * GB)
-    machine = MachineSpeed(8, 100 * GB, 40 * GB, {"q4_0": slow})
+    machine = MachineSpeed(8, 100 * GB, 40 * GB, {"q4_0": slow}, ATTENTION)
     decode = planner_of(described(), machine).row(12 * GB).forecast.decode
     assert decode.limit is Limit.CORES
-    slower_disk = MachineSpeed(8, 100 * GB, 0.8 * GB, {"q4_0": slow})
+    slower_disk = MachineSpeed(8, 100 * GB, 0.8 * GB, {"q4_0": slow}, ATTENTION)
     assert planner_of(described(), slower_disk).row(12 * GB).forecast.decode.tok_s == (
         pytest.approx(decode.tok_s)
     )
@@ -165,7 +188,7 @@ def test_a_disk_faster_than_the_cores_can_interleave():
 
 def test_slow_cores_are_named():
     slow = replace(FAST, memory=8 * GB, core=GB, prompt=GB)
-    machine = MachineSpeed(8, 100 * GB, 4 * GB, {"q4_0": slow})
+    machine = MachineSpeed(8, 100 * GB, 4 * GB, {"q4_0": slow}, ATTENTION)
     forecast = planner_of(described(), machine, Ram(96 * GB, 90 * GB)).row(70 * GB).forecast
     assert (forecast.decode.limit, forecast.prompt.limit) == (Limit.CORES, Limit.CORES)
 
@@ -177,12 +200,12 @@ def test_prompts_by_hand():
     weights = work.prompt_weights["q4_0"] + work.prompt_weights["f32"] + 48 * 3 * 5120 * 8192
     unpacked = work.prompt_weights["q4_0"] + work.prompt_weights["f32"] + 768 * 3 * 5120 * 8192
     computing = 2 * weights * 512 / (8 * 100 * GB) + unpacked * 3e-11 / 8 + 48 * LAYER_S
-    attending = work.attention_operations(512) / (0.25 * 8 * 100 * GB)
+    attending = work.attention_operations(512) / (8 * 20 * GB)
     assert forecast.prompt.tok_s == pytest.approx(512 / (computing + attending), rel=1e-3)
     assert forecast.prompt.limit is Limit.CORES
     assert forecast.cold_prompt.read_bytes == pytest.approx(16 * work.cold_bytes, rel=1e-6)
     assert forecast.cold_prompt.limit is Limit.CORES
-    slow_disk = MachineSpeed(8, 100 * GB, GB, {"q4_0": FAST, "q6_k": FAST})
+    slow_disk = MachineSpeed(8, 100 * GB, GB, {"q4_0": FAST, "q6_k": FAST}, ATTENTION)
     cold = planner_of(described(), slow_disk).row(24 * GB).forecast.cold_prompt
     assert cold.limit is Limit.DISK
     assert cold.tok_s == pytest.approx(512 / (16 * work.cold_bytes / GB))
@@ -269,16 +292,24 @@ def test_budgets_that_cannot_be():
 # The machine
 
 
+def speeds_of(formats, given, **how) -> MachineSpeed:
+    return find_speeds(read_config(described()), "f16", formats, (), given, **how)
+
+
 def test_given_figures_measure_nothing(monkeypatch):
     monkeypatch.setattr(machine_speed, "read_limit", lambda threads: pytest.fail("measured"))
-    monkeypatch.setattr(machine_speed, "measure_kernels", lambda *a: pytest.fail("measured"))
+    for name in ("measure_kernels", "measure_attention"):
+        monkeypatch.setattr(machine_speed, name, lambda *a: pytest.fail("measured"))
     formats = [find_format_named("q4_0"), find_format(GGMLQuantizationType.IQ1_S)]
-    speeds = find_speeds(formats, (), GIVEN)
+    speeds = speeds_of(formats, GIVEN)
     assert (speeds.threads, speeds.memory, speeds.disk) == (8, 100 * GB, 4 * GB)
     q4_0 = speeds.kernels["q4_0"]
     assert q4_0.prompt == 200 * GB
     assert q4_0.core == pytest.approx(0.4 * 100 * GB * 4.5 / 8)
     assert q4_0.memory == pytest.approx(0.85 * 100 * GB)
+    assert 0 < q4_0.first_fill < q4_0.fill
+    assert 0 < speeds.attention.decode < 100 * GB
+    assert 0 < speeds.attention.prompt < 200 * GB
     assert speeds.kernel("f32") == q4_0 or speeds.kernel("f32") == speeds.kernels["iq1_s"]
 
 
@@ -291,6 +322,9 @@ def notes(monkeypatch, tmp_path):
     monkeypatch.setattr(
         machine_speed, "measure_kernels", lambda *a: calls.append("kernels") or FAST
     )
+    monkeypatch.setattr(
+        machine_speed, "measure_attention", lambda *a: calls.append("attention") or ATTENTION
+    )
     return path, calls
 
 
@@ -298,16 +332,16 @@ def test_what_was_measured_is_remembered_for_a_day(notes, monkeypatch):
     _, calls = notes
     formats = [find_format_named("q4_0")]
     given = Given(disk=GB, threads=1)
-    first = find_speeds(formats, (), given)
-    assert calls == ["memory", "kernels"]
-    assert find_speeds(formats, (), given) == first
-    assert len(calls) == 2
-    find_speeds(formats, (), given, anew=True)
-    assert len(calls) == 4
+    first = speeds_of(formats, given)
+    assert calls == ["memory", "kernels", "attention"]
+    assert speeds_of(formats, given) == first
+    assert len(calls) == 3
+    speeds_of(formats, given, anew=True)
+    assert len(calls) == 6
     now = machine_speed.time.time()
     monkeypatch.setattr(machine_speed.time, "time", lambda: now + 25 * 3600)
-    find_speeds(formats, (), given)
-    assert len(calls) == 6
+    speeds_of(formats, given)
+    assert len(calls) == 9
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"memory 1": 3}', '{"memory 1": {"when": "x"}}'])
@@ -315,39 +349,53 @@ def test_damaged_notes_are_measured_again(notes, text):
     path, calls = notes
     path.parent.mkdir()
     path.write_text(text)
-    find_speeds([find_format_named("q4_0")], (), Given(disk=GB, threads=1))
-    assert len(calls) == 2
+    speeds_of([find_format_named("q4_0")], Given(disk=GB, threads=1))
+    assert len(calls) == 3
     assert set(json.loads(path.read_text()))
 
 
 def test_other_memory_and_more_threads_than_here(notes):
     formats = [find_format_named("q4_0")]
     # Here: 20 GB/s, of which the kernels take all (50 of them measured: more than the limit).
-    there = find_speeds(formats, (), Given(threads=2000, memory=400 * GB, disk=GB))
+    there = speeds_of(formats, Given(threads=2000, memory=400 * GB, disk=GB))
     assert there.kernels["q4_0"].memory == pytest.approx(400 * GB)
+    assert there.attention.decode == pytest.approx(400 * GB)
     with pytest.raises(Error, match="2000 threads"):
-        find_speeds(formats, (), Given(threads=2000, disk=GB))
+        speeds_of(formats, Given(threads=2000, disk=GB))
 
 
 def test_an_unwritable_cache_says_how_to_go_on(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(machine_speed, "_NOTES", tmp_path / "file" / "speeds.json")
     with pytest.raises(Error, match="--disk"):
-        find_speeds([], (), Given(threads=1, memory=GB, core=GB))
+        speeds_of([], Given(threads=1, memory=GB, core=GB))
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "F16", "IQ3_S"])
 def test_kernels_are_measured(name, monkeypatch):
     monkeypatch.setattr("q4run.planning.kernel_speed._DECODE_BYTES", 8 << 20)
-    monkeypatch.setattr("q4run.planning.kernel_speed._FILL_BYTES", 4 << 20)
     monkeypatch.setattr("q4run.planning.kernel_speed._ROUNDS", 1)
+    monkeypatch.setattr("q4run.planning.fill_speed._ROUNDS", 1)
+    monkeypatch.setattr("q4run.planning.fill_speed._N_SMALL", 2)
+    monkeypatch.setattr("q4run.planning.fill_speed._N_LARGE", 1)
     with machine_speed.ThreadPool(1) as pool:
         speed = measure_kernels(find_format(GGMLQuantizationType[name]), pool.state, 1)
-    for figure in (speed.memory, speed.core, speed.fill):
+    for figure in (speed.memory, speed.core, speed.fill, speed.first_fill):
         assert 1e5 < figure < 1e13
+    assert 0 <= speed.fill_s < 1
     assert 1e7 < speed.prompt < 1e14
     assert 0 <= speed.region_s < 1
     assert 0 <= speed.unpack_s < 1e-6
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+def test_attention_is_measured(kv_type, monkeypatch):
+    monkeypatch.setattr("q4run.planning.attention_speed._CACHED_BYTES", 1 << 20)
+    config = read_config(described("small", geometry=SMALL))
+    with machine_speed.ThreadPool(1) as pool:
+        speed = measure_attention(config, kv_type, pool.state, 1)
+    assert 1e5 < speed.decode < 1e13
+    assert 1e6 < speed.prompt < 1e14
 
 
 # Folders

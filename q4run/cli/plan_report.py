@@ -39,7 +39,7 @@ def as_json(planner: Planner, rows: Sequence[Row], row: Row, command: str) -> di
         "whole_model": planner.whole,
         "bytes_per_token": {
             "weights": work.weight_bytes,
-            "cold": forecast.cold_decode.read_bytes,
+            "cold": work.cold_bytes,
             "expected": forecast.decode.read_bytes,
         },
         "hit_rate": forecast.hit_rate,
@@ -101,7 +101,7 @@ def print_plan(planner: Planner, rows: Sequence[Row], row: Row, command: str) ->
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=80)
-    for part in (_where(planner, row), _how_fast(row), _table(rows, row)):
+    for part in (_where(planner, row), _how_fast(row, planner.work.cold_bytes), _table(rows, row)):
         console.print(part)
     for text in _remarks(planner, row):
         console.print(text, style="dim", markup=False)
@@ -133,16 +133,17 @@ def _where(planner: Planner, row: Row) -> Table:
     return table
 
 
-def _how_fast(row: Row) -> Table:
+def _how_fast(row: Row, cold_bytes: int) -> Table:
     forecast = row.forecast
     table = _facts("Expected")
     where = "the page cache" if forecast.cached else "disk"
     decode, cold, long = forecast.decode, forecast.cold_decode, forecast.long_decode
     hits = f"{100 * forecast.hit_rate:.0f} % of experts found in RAM"
     table.add_row("read per token", format_size(decode.read_bytes), f"from {where}: {hits}")
-    table.add_row("", format_size(cold.read_bytes), "from disk, as it begins")
+    if cold_bytes:
+        table.add_row("", format_size(cold_bytes), "while none of a token's experts is in RAM")
     table.add_row("decoding", _number(decode.tok_s), f"tokens/s; limit: {decode.limit.value}")
-    table.add_row("", _number(cold.tok_s), f"as it begins; limit: {cold.limit.value}")
+    table.add_row("", _number(cold.tok_s), f"after the first prompt; limit: {cold.limit.value}")
     table.add_row("", _number(long.tok_s), f"at the end of the context; limit: {long.limit.value}")
     prompt, cold_prompt = forecast.prompt, forecast.cold_prompt
     label = f"prompt of {forecast.n_prompt}"

@@ -19,7 +19,7 @@ from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.memory import available_memory, format_size, total_memory
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
-from q4run.planning.forecast import Forecast, forecast
+from q4run.planning.forecast import DEFAULT_PROMPT, Forecast, forecast
 from q4run.planning.machine_speed import Given, MachineSpeed, Progress, find_speeds
 from q4run.planning.work import Work, count_work
 from q4run.weights import format_of
@@ -70,6 +70,7 @@ def make_planner(
     total_ram: int | None,
     context: int | None,
     kv_type: str,
+    n_prompt: int = DEFAULT_PROMPT,
     anew: bool = False,
     progress: Progress | None = None,
 ) -> "Planner":
@@ -83,9 +84,11 @@ def make_planner(
     context = context or min(DEFAULT_CONTEXT, config.context_length)
     work = count_work(file, config, layout, kv_type)
     formats = [format_of(_of_type(file, name)) for name in work.main_types()]
-    machine = find_speeds(formats, paths, given, anew=anew, progress=progress)
+    machine = find_speeds(config, kv_type, formats, paths, given, anew=anew, progress=progress)
     ram = ram_of(total_ram)
-    return Planner(file, config, layout, machine, ram, work=work, context=context)
+    return Planner(
+        file, config, layout, machine, ram, work=work, context=context, n_prompt=n_prompt
+    )
 
 
 def _of_type(file: GGUFFile, name: str) -> TensorInfo:
@@ -105,9 +108,10 @@ class Planner:
         *,
         work: Work,
         context: int,
+        n_prompt: int = DEFAULT_PROMPT,
     ) -> None:
         self.file, self.work, self.machine, self.ram = file, work, machine, ram
-        self.context = context
+        self.context, self.n_prompt = context, n_prompt
         self._config, self._layout = config, layout
         self.least = least_budget(file, config, layout, context=context, kv_type=work.kv_type)
         # What the model takes where nothing is streamed.
@@ -124,7 +128,14 @@ class Planner:
         free = self.ram.free - memory.total - INTERPRETER_ALLOWANCE
         return Row(
             memory,
-            forecast(self.work, memory, self.machine, free_bytes=free, context=self.context),
+            forecast(
+                self.work,
+                memory,
+                self.machine,
+                free_bytes=free,
+                context=self.context,
+                n_prompt=self.n_prompt,
+            ),
         )
 
     def _memory(self, budget: int, total_ram: int) -> MemoryPlan:

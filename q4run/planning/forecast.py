@@ -18,15 +18,14 @@ from q4run.budget import MemoryPlan
 from q4run.planning.machine_speed import MachineSpeed
 from q4run.planning.work import Work
 
+DEFAULT_PROMPT = 512  # tokens
 # Python, the router, norms, and regions too short for more than one thread: seconds a layer.
 # Measured with 12 layers: 0.8 ms of a token (docs/experiments.md).
 LAYER_S = 70e-6
 # Products of a layer that wait for one another: attention's in- and outputs, gate and up, and down.
 _REGIONS = 4
-# What a layer that streams takes besides: its request, and the readers that are woken.
-STREAMED_LAYER_S = 300e-6
-# Attention multiplies floats: as a share of what a core's products of quantised weights do.
-_ATTENTION_SHARE = 0.25
+# Threads that read, where there are cores for them.
+_MOST_READERS = 8
 
 
 class Limit(StrEnum):
@@ -49,13 +48,15 @@ class Speed:
 
 @dataclass(frozen=True)
 class Forecast:
-    """``cold`` is as it begins: no expert is in RAM, and nothing in the page cache.
+    """``cold`` is as it begins: a first prompt, with no expert in RAM and nothing in the page
+    cache, and the tokens that are decoded after it.
 
-    cached: whether the page cache holds the whole file, once it was read, so that no disk is
-    waited for.
+    hit_rate: the share of a token's experts that are found in RAM; cached: whether the page cache
+    holds the whole file, once it was read, so that no disk is waited for.
     """
 
     hit_rate: float
+    cold_hit_rate: float
     cached: bool
     decode: Speed
     cold_decode: Speed
@@ -72,52 +73,62 @@ def forecast(
     *,
     free_bytes: int,
     context: int,
-    n_prompt: int = 512,
+    n_prompt: int = DEFAULT_PROMPT,
 ) -> Forecast:
     """free_bytes: of memory beside the plan, for the page cache."""
     n_prompt = min(n_prompt, context)
     hit_rate = plan.n_slots / plan.n_experts if plan.n_experts else 1.0
     cached = not plan.all_resident and work.file_bytes <= free_bytes
-    streams = not plan.all_resident
+    seen = _share_wanted(work, n_prompt)
+    cold_hit_rate = min(hit_rate, seen)
+    from_cache = float(cached)
+    cold_from_cache = cached * (seen - cold_hit_rate) / max(1 - cold_hit_rate, 1e-9)
     return Forecast(
         hit_rate=hit_rate,
+        cold_hit_rate=cold_hit_rate,
         cached=cached,
-        decode=_decode(work, machine, hit_rate, cached, streams, n_prompt),
-        cold_decode=_decode(work, machine, 0.0, False, True, n_prompt),
-        long_decode=_decode(work, machine, hit_rate, cached, streams, context),
-        prompt=_prompt(work, plan, machine, hit_rate, cached, n_prompt),
-        cold_prompt=_prompt(work, plan, machine, 0.0, False, n_prompt),
+        decode=_decode(work, machine, hit_rate, from_cache, n_prompt),
+        cold_decode=_decode(work, machine, cold_hit_rate, cold_from_cache, n_prompt),
+        long_decode=_decode(work, machine, hit_rate, from_cache, context),
+        prompt=_prompt(work, plan, machine, n_prompt, cached=cached),
+        cold_prompt=_prompt(work, plan, machine, n_prompt, cold=True),
         n_prompt=n_prompt,
     )
 
 
 def _decode(
-    work: Work, machine: MachineSpeed, hit_rate: float, cached: bool, streams: bool, length: int
+    work: Work, machine: MachineSpeed, hit_rate: float, from_cache: float, length: int
 ) -> Speed:
-    """One token behind ``length`` others. streams: whether experts are read as they are wanted: as
-    it begins, also where all will stay in RAM."""
+    """One token behind ``length`` others. from_cache: the share of what is not found in RAM that
+    the page cache has; the disk has the others."""
     seconds = defaultdict[Limit, float](float)
     by_type = Counter(work.dense)
     for layer in work.experts:
         by_type.update({name: layer.n_used * n for name, n in layer.ram_bytes.items()})
     for name, n_bytes in by_type.items():
         seconds[_held_by(name, machine)] += n_bytes / machine.kernel(name).memory
-    seconds[Limit.MEMORY] += work.kv_bytes(length) / machine.memory
+    seconds[Limit.MEMORY] += work.kv_bytes(length) / machine.attention.decode
     main = machine.kernel(max(by_type, key=lambda name: by_type[name]))
     layer_s = LAYER_S + _REGIONS * main.region_s
     seconds[Limit.CORES] += layer_s * len(work.config.layers)
     read = 0.0
     for layer in work.experts:
         n_missed = layer.n_used * (1 - hit_rate)
-        if not n_missed or not streams:
+        if not n_missed:
             continue
-        per_layer = n_missed * layer.file_bytes
-        rate, limit = _read_rate(layer.ram_bytes, machine, cached)
-        read += per_layer
+        read += n_missed * layer.file_bytes
+        fill, fill_s = _fill(layer.ram_bytes, machine)
+        seconds[Limit.CORES] += n_missed * fill_s
+        seconds[Limit.CORES] += from_cache * n_missed * layer.file_bytes / fill
+        if from_cache == 1:
+            continue
+        limit = Limit.DISK if machine.disk < fill else Limit.CORES
+        reading = layer.file_bytes / min(fill, machine.disk)
+        seconds[limit] += (1 - from_cache) * n_missed * reading
+        # A disk leaves the cores to what is computed meanwhile.
         meanwhile = sum(n / machine.kernel(name).memory for name, n in layer.meanwhile.items())
-        seconds[limit] += per_layer / rate
-        seconds[Limit.MEMORY] -= min(1.0, n_missed) * min(meanwhile, layer.file_bytes / rate)
-        seconds[Limit.CORES] += STREAMED_LAYER_S
+        waited = (1 - from_cache) * min(1.0, n_missed)
+        seconds[Limit.MEMORY] -= waited * min(meanwhile, reading)
     return Speed(1 / sum(seconds.values()), _longest(seconds), round(read))
 
 
@@ -127,27 +138,26 @@ def _held_by(name: str, machine: MachineSpeed) -> Limit:
     return Limit.CORES if cores < machine.memory else Limit.MEMORY
 
 
-def _read_rate(
-    types: Mapping[str, int], machine: MachineSpeed, cached: bool
-) -> tuple[float, Limit]:
-    """Bytes per second that reach slots, all cores interleaving them; and what holds that back."""
-    fill = machine.threads * min(machine.kernel(name).fill for name in types)
-    if cached or fill < machine.disk:
-        return fill, Limit.CORES
-    return machine.disk, Limit.DISK
+def _fill(types: Mapping[str, int], machine: MachineSpeed) -> tuple[float, float]:
+    """Of experts that are brought into slots from the page cache beside the computation: bytes per
+    second, and seconds for each."""
+    kernels = [machine.kernel(name) for name in types]
+    n_cores = min(machine.threads, _MOST_READERS)
+    return n_cores * min(k.fill for k in kernels), max(k.fill_s for k in kernels)
 
 
 def _prompt(
     work: Work,
     plan: MemoryPlan,
     machine: MachineSpeed,
-    hit_rate: float,
-    cached: bool,
     n_tokens: int,
+    *,
+    cold: bool = False,
+    cached: bool = False,
 ) -> Speed:
     """A prompt in its batches, each of which wants every layer's experts once.
 
-    hit_rate: the share that the first batch finds in RAM; the others find what slots hold.
+    cold: the first batch finds nothing in RAM; any other what slots hold.
     """
     n_batch = plan.batch_for(n_tokens)
     held = plan.n_slots / plan.n_experts if plan.n_experts else 1.0
@@ -156,13 +166,11 @@ def _prompt(
     done = 0
     while done < n_tokens:
         n = min(n_batch, n_tokens - done)
-        missed = 1 - (held if done else hit_rate)
-        wanted = _file_bytes_wanted(work, n) * missed
+        is_first = cold and not done
+        wanted = _file_bytes_wanted(work, n) * (1 - (0.0 if is_first else held))
         batch = _batch_seconds(work, machine, done, n)
         if wanted:
-            types = work.experts[0].ram_bytes
-            fill, _ = _read_rate(types, machine, cached=True)
-            batch[Limit.CORES] += wanted / fill
+            batch[Limit.CORES] += _filling_seconds(work, plan, machine, wanted, is_first)
             if not cached and wanted / machine.disk > sum(batch.values()):
                 batch = defaultdict(float, {Limit.DISK: wanted / machine.disk})
         for limit, some in batch.items():
@@ -170,6 +178,18 @@ def _prompt(
         read += wanted
         done += n
     return Speed(n_tokens / sum(seconds.values()), _longest(seconds), round(read))
+
+
+def _filling_seconds(
+    work: Work, plan: MemoryPlan, machine: MachineSpeed, n_bytes: float, is_first: bool
+) -> float:
+    """What so many bytes on their way into slots take from the computation; the first into each
+    slot are slower."""
+    kernels = [machine.kernel(name) for name in work.experts[0].ram_bytes]
+    n_cores = min(machine.threads, _MOST_READERS)
+    n_first = min(n_bytes, plan.slots) if is_first else 0.0
+    first_fill, fill = min(k.first_fill for k in kernels), min(k.fill for k in kernels)
+    return (n_first / first_fill + (n_bytes - n_first) / fill) / n_cores
 
 
 def _batch_seconds(
@@ -194,8 +214,7 @@ def _batch_seconds(
             tokens = n_tokens * layer.n_used / touched
             add(name, touched * layer.ram_bytes[name], touched * n_weights, tokens)
     attention = work.attention_operations(done + n_tokens) - work.attention_operations(done)
-    fastest = max(speed.prompt for speed in machine.kernels.values())
-    seconds[Limit.CORES] += attention / (_ATTENTION_SHARE * fastest * machine.threads)
+    seconds[Limit.CORES] += attention / (machine.attention.prompt * machine.threads)
     seconds[Limit.CORES] += LAYER_S * len(work.config.layers)
     return seconds
 
@@ -203,6 +222,13 @@ def _batch_seconds(
 def _touched(n_expert: int, n_choices: int) -> float:
     """How many different experts even choices come to, on average."""
     return n_expert * (1 - (1 - 1 / n_expert) ** n_choices)
+
+
+def _share_wanted(work: Work, n_tokens: int) -> float:
+    """Of all experts, those that so many tokens want at least once; 1 where there are none."""
+    n_experts = sum(layer.n_expert for layer in work.experts)
+    wanted = sum(_touched(layer.n_expert, n_tokens * layer.n_used) for layer in work.experts)
+    return wanted / n_experts if n_experts else 1.0
 
 
 def _file_bytes_wanted(work: Work, n_tokens: int) -> float:

@@ -1,23 +1,19 @@
-"""How fast the kernels of a type are: from memory, out of the cache, in prompts, filling slots."""
+"""How fast the kernels of a type are: from memory, out of the cache, in prompts."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from q4run.cores import usable_cores
-from q4run.experts.filling import N_READERS, PIECE_BYTES
 from q4run.huge_pages import empty_bytes
 from q4run.kernels.activations import Int8Activations, quantize_activations
 from q4run.kernels.formats import Format
 from q4run.kernels.products import PRODUCT, input_record, matrix_record, run_products
-from q4run.kernels.strips import ROWS, interleave, to_strips
+from q4run.kernels.strips import ROWS, interleave
 from q4run.kernels.threads.pool import Pool, ThreadPool
-from q4run.read_at import read_at
+from q4run.planning.fill_speed import measure_filling, some_rows
 
 _COLS = 2048
 _ROWS = 4096
@@ -25,9 +21,7 @@ _DECODE_BYTES = 256 << 20  # far above the last cache of any processor of a smal
 _CACHED_BYTES = 256 << 10  # inside the second cache
 _PROMPT_TOKENS = 512
 _FEW_TOKENS = 4  # what a tile takes at a time
-_FILL_BYTES = 64 << 20
 _ROUNDS = 5
-_BYTE = 0x21  # a small positive number in every type of float
 
 
 @dataclass(frozen=True)
@@ -38,8 +32,8 @@ class KernelSpeed:
     than the caches; core: the same by one thread from its own cache, which no memory can exceed;
     region_s: seconds that are lost where one product ends and threads begin another; prompt:
     operations of one thread in a prompt's products, two for each weight and token; unpack_s:
-    seconds of one thread for each weight, however many tokens it multiplies; fill: bytes that one
-    core brings from the page cache into slots, interleaved.
+    seconds of one thread for each weight, however many tokens it multiplies; fill, fill_s and
+    first_fill: as of ``Filling``.
     """
 
     memory: float
@@ -48,6 +42,8 @@ class KernelSpeed:
     prompt: float
     unpack_s: float
     fill: float
+    fill_s: float
+    first_fill: float
 
 
 def measure_kernels(fmt: Format, pool: Pool, n_threads: int) -> KernelSpeed:
@@ -60,35 +56,39 @@ def measure_kernels(fmt: Format, pool: Pool, n_threads: int) -> KernelSpeed:
     cached = matrices.rows_of(_CACHED_BYTES)
     with ThreadPool(1) as alone:
         matrices.multiply(alone.state, cached, 1)  # compiles, and brings the matrix into the cache
-        core = min(_seconds(lambda: matrices.multiply(alone.state, cached, 1, times=64)))
+        core = min(
+            _seconds(lambda: matrices.multiply(alone.state, cached, 1, times=64))
+            for _ in range(_ROUNDS)
+        )
     n_products = large // _ROWS
-    at_once = _median(lambda: matrices.multiply(pool, large, 1))
-    one_by_one = _median(lambda: matrices.multiply_in_parts(pool, n_products))
+    at_once, in_parts = [], []
+    for _ in range(_ROUNDS):  # in turn: what memory gives changes
+        at_once.append(_seconds(lambda: matrices.multiply(pool, large, 1)))
+        in_parts.append(_seconds(lambda: matrices.multiply_in_parts(pool, n_products)))
     many = _median(lambda: matrices.multiply(pool, _ROWS, _PROMPT_TOKENS))
     few = _median(lambda: matrices.multiply(pool, _ROWS, _FEW_TOKENS, times=8)) / 8
     n_weights = _ROWS * _COLS
+    filling = measure_filling(fmt, lambda n_bytes: matrices.multiply_bytes(pool, n_bytes))
     return KernelSpeed(
-        memory=matrices.n_bytes(large) / at_once,
+        memory=matrices.n_bytes(large) / statistics.median(at_once),
         core=64 * matrices.n_bytes(cached) / core,
-        region_s=max(0.0, one_by_one - at_once) / n_products,
+        region_s=max(0.0, min(in_parts) - min(at_once)) / n_products,
         prompt=2 * n_weights * _PROMPT_TOKENS / many / n_threads,
         unpack_s=max(0.0, few - many * _FEW_TOKENS / _PROMPT_TOKENS) * n_threads / n_weights,
-        fill=_fill_speed(fmt),
+        fill=filling.fill,
+        fill_s=filling.fill_s,
+        first_fill=filling.first_fill,
     )
 
 
 def _median(run: Callable[[], None]) -> float:
-    return statistics.median(_seconds(run))
+    return statistics.median(_seconds(run) for _ in range(_ROUNDS))
 
 
-def _seconds(run: Callable[[], None]) -> list[float]:
-    """Of a few runs."""
-    seconds = []
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return seconds
+def _seconds(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 class _Matrices:
@@ -96,7 +96,7 @@ class _Matrices:
 
     def __init__(self, fmt: Format) -> None:
         self._fmt = fmt
-        few = _some_rows(fmt)
+        few = some_rows(fmt, _COLS)
         strip = np.empty_like(few)
         interleave(fmt, few, strip)
         n_strips = max(_ROWS // ROWS, -(-_DECODE_BYTES // strip.nbytes))
@@ -120,6 +120,10 @@ class _Matrices:
         for _ in range(times):
             run_products(pool, product)
 
+    def multiply_bytes(self, pool: Pool, n_bytes: int) -> None:
+        """The product of so many bytes, or of all there are, with one token."""
+        self.multiply(pool, min(self.rows_of(n_bytes), self.rows_of(self._strips.size)), 1)
+
     def multiply_in_parts(self, pool: Pool, n_products: int) -> None:
         """Products of ``_ROWS`` rows with one token, one after the other."""
         product = self._product(_ROWS, 1)
@@ -134,34 +138,3 @@ class _Matrices:
         product[0]["input"] = input_record(self._x[:n_tokens], int8)
         product[0]["out"] = self._out.ctypes.data
         return product
-
-
-def _some_rows(fmt: Format) -> np.ndarray:
-    """A strip's rows as the file has them, uint8 (ROWS, row bytes). What they say does not matter,
-    but that no float in them is subnormal, which would be slow, or a NaN."""
-    return np.full((ROWS, fmt.row_bytes(_COLS)), _BYTE, np.uint8)
-
-
-def _fill_speed(fmt: Format) -> float:
-    """Bytes per second and core, with as many readers as run beside the computation."""
-    few = _some_rows(fmt)
-    n_rows = max(ROWS, PIECE_BYTES // few.nbytes * ROWS)
-    data = np.tile(few, (n_rows // ROWS, 1))
-    in_ram = (n_rows, fmt.in_ram.row_bytes(_COLS))
-    n_pieces = max(1, _FILL_BYTES // data.nbytes // N_READERS)
-    with tempfile.TemporaryFile() as file, ThreadPoolExecutor(N_READERS) as readers:
-        file.write(data.data)
-        file.flush()
-
-        def fill(reader: int) -> None:
-            rows, target = np.empty_like(data), np.empty(in_ram, np.uint8)
-            for _ in range(n_pieces):
-                read_at(file.fileno(), rows.data.cast("B"), 0)
-                to_strips(fmt, rows, target)
-
-        def fill_all() -> None:
-            list(readers.map(fill, range(N_READERS)))
-
-        seconds = min(_seconds(fill_all))
-    n_bytes = n_pieces * N_READERS * data.nbytes
-    return n_bytes / seconds / min(N_READERS, usable_cores())

@@ -19,6 +19,8 @@ from q4run.kernels.compile import CACHE_FOLDER
 from q4run.kernels.formats import Format
 from q4run.kernels.threads.pool import ThreadPool
 from q4run.memory_limit import read_limit
+from q4run.models.config import ModelConfig
+from q4run.planning.attention_speed import AttentionSpeed, measure_attention
 from q4run.planning.kernel_speed import KernelSpeed, measure_kernels
 
 Progress = Callable[[str, int, int], None]
@@ -29,13 +31,17 @@ _PROBE_BYTES = 256 << 20
 # What tells notes of other kernels, and of other figures, apart.
 _KERNELS = f"{CACHE_FOLDER.name} {' '.join(field.name for field in fields(KernelSpeed))}"
 # Where a core's speed is given instead of measured, roughly as on a Zen 4: what its kernels give
-# with one token and from memory, and bytes it brings into slots, as shares of that; unpacking, as
-# a number of tokens that take as long; and what is lost between products.
+# with one token and from memory, bytes it brings into slots, and attention, as shares of that;
+# unpacking, as a number of tokens that take as long; what is lost between products and experts.
 _USUAL_TOKEN_SHARE = 0.4
 _USUAL_MEMORY_SHARE = 0.85
 _USUAL_FILL_SHARE = 0.015
+_USUAL_FIRST_FILL_SHARE = 0.008
 _USUAL_UNPACKING = 1.5
-_USUAL_REGION_S = 10e-6
+_USUAL_REGION_S = 5e-6
+_USUAL_FILL_S = 150e-6
+_USUAL_PROMPT_ATTENTION_SHARE = 0.27
+_USUAL_DECODE_ATTENTION_SHARE = 0.035
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,14 @@ class MachineSpeed:
     """What the forecast divides by; per second.
 
     memory: bytes that all threads read together at most; kernels: by the name of a tensor's type,
-    for these threads and this memory.
+    for these threads and this memory; attention: with the model's heads and keys.
     """
 
     threads: int
     memory: float
     disk: float
     kernels: Mapping[str, KernelSpeed]
+    attention: AttentionSpeed
 
     def kernel(self, name: str) -> KernelSpeed:
         """Of a type; of those that hold next to nothing of a model, the slowest measured."""
@@ -70,6 +77,8 @@ class MachineSpeed:
 
 
 def find_speeds(
+    config: ModelConfig,
+    kv_type: str,
     formats: Sequence[Format],
     paths: Sequence[Path],
     given: Given,
@@ -104,10 +113,16 @@ def find_speeds(
         else:
             speed = _kernel_speed(fmt, notes, own)
             kernels[fmt.name] = _elsewhere(speed, own, own_memory, threads, memory)
+    if given.core is not None:
+        attention = _usual_attention(given.core, threads, memory)
+    else:
+        attention = _attention_speed(config, kv_type, notes, own)
+        per_thread = attention.decode / own
+        attention = replace(attention, decode=min(memory, threads * per_thread))
     told("measuring the disk", n_steps - 1, n_steps)
-    disk = given.disk or _disk_speed(paths, anew)
+    disk = given.disk or disk_speed(paths, anew=anew)
     _write_notes(notes)
-    return MachineSpeed(threads, memory, disk, kernels)
+    return MachineSpeed(threads, memory, disk, kernels, attention)
 
 
 def _kernel_speed(fmt: Format, notes: dict[str, Any], threads: int) -> KernelSpeed:
@@ -116,6 +131,18 @@ def _kernel_speed(fmt: Format, notes: dict[str, Any], threads: int) -> KernelSpe
             return asdict(measure_kernels(fmt, pool.state, threads))
 
     return KernelSpeed(**_noted(notes, f"{fmt.name} {threads} {_KERNELS}", measure))
+
+
+def _attention_speed(
+    config: ModelConfig, kv_type: str, notes: dict[str, Any], threads: int
+) -> AttentionSpeed:
+    def measure() -> dict[str, float]:
+        with ThreadPool(threads) as pool:
+            return asdict(measure_attention(config, kv_type, pool.state, threads))
+
+    heads = f"{config.n_head} {config.n_head_kv} {config.head_dim}"
+    name = f"attention {heads} {kv_type} {threads} {CACHE_FOLDER.name}"
+    return AttentionSpeed(**_noted(notes, name, measure))
 
 
 def _elsewhere(
@@ -138,11 +165,21 @@ def _usual_speed(fmt: Format, core: float, threads: int, memory: float) -> Kerne
         prompt=core,
         unpack_s=_USUAL_UNPACKING * 2 / core,
         fill=_USUAL_FILL_SHARE * core,
+        fill_s=_USUAL_FILL_S,
+        first_fill=_USUAL_FIRST_FILL_SHARE * core,
     )
 
 
-def _disk_speed(paths: Sequence[Path], anew: bool) -> float:
-    """Bytes per second of the way that ``--io auto`` takes; of these files' disk."""
+def _usual_attention(core: float, threads: int, memory: float) -> AttentionSpeed:
+    return AttentionSpeed(
+        decode=min(memory, threads * _USUAL_DECODE_ATTENTION_SHARE * core),
+        prompt=_USUAL_PROMPT_ATTENTION_SHARE * core,
+    )
+
+
+def disk_speed(paths: Sequence[Path], *, anew: bool = False) -> float:
+    """Bytes per second of the way that ``--io auto`` takes, of these files' disk; remembered or
+    (``anew``) measured. Raises Error where it cannot be."""
     if paths and is_measurable(paths):
         speeds, _ = known_speeds(paths, anew=anew)
     else:

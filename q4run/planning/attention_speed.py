@@ -1,0 +1,69 @@
+"""How fast attention is with a model's heads: over the keys of a decoded token, and in prompts."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from q4run.kernels.attention import attend
+from q4run.kernels.kv_values import row_length
+from q4run.kernels.threads.pool import Pool
+from q4run.kv_cache import KV_TYPES
+from q4run.models.config import ModelConfig
+
+_KEYS = 1024
+_PROMPT_TOKENS = 512
+_CACHED_BYTES = 64 << 20  # of several layers' keys and values: above the caches
+_MOST_LAYERS = 64
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class AttentionSpeed:
+    """Of one model's heads, per second.
+
+    decode: bytes of keys and values that all threads take in for one token; prompt: operations of
+    one thread in a prompt, four for each pair of a query and a key and each channel.
+    """
+
+    decode: float
+    prompt: float
+
+
+def measure_attention(
+    config: ModelConfig, kv_type: str, pool: Pool, n_threads: int
+) -> AttentionSpeed:
+    """Takes some tenths of a second: medians of a few rounds."""
+    dtype = np.dtype(KV_TYPES[kv_type])
+    shape = (config.n_head_kv, _KEYS, row_length(config.head_dim, dtype))
+    layer_bytes = 2 * dtype.itemsize * int(np.prod(shape))
+    n_layers = min(_MOST_LAYERS, -(-_CACHED_BYTES // layer_bytes))
+    layers = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(n_layers)]
+    q = np.ones((_PROMPT_TOKENS, config.n_head, config.head_dim), np.float32)
+    out = np.empty_like(q)
+    scale = np.float32(config.head_dim**-0.5)
+
+    def decode() -> None:
+        for keys, values in layers:
+            attend(pool, q[:1], keys, values, _KEYS, scale, out[:1])
+
+    def prompt() -> None:
+        attend(pool, q, *layers[0], 1, scale, out)
+
+    decode()  # compiles, and touches the memory
+    operations = 4 * config.n_head * config.head_dim * _PROMPT_TOKENS * (_PROMPT_TOKENS + 1) // 2
+    return AttentionSpeed(
+        decode=n_layers * layer_bytes / _median(decode),
+        prompt=operations / _median(prompt) / n_threads,
+    )
+
+
+def _median(run: Callable[[], None]) -> float:
+    seconds = []
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
