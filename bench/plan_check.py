@@ -1,0 +1,225 @@
+"""What ``q4run plan`` foretells, beside what then happens.
+
+    python -m q4run.bench.plan_check MODEL:BUDGET[:LIMIT] ... [--prompt 512] [--tokens 64]
+                                     [--runs 1] [--json FILE]
+
+Each case is planned, with the machine measured anew, and run in processes of its own: the page
+cache is dropped, and a prompt and given tokens run twice, cold and warm. The disk is measured
+before and after each, and the plan goes by the mean: what a shared machine's disk gives changes
+from minute to minute, which no plan can know. LIMIT is memory that is enforced, page cache included
+(Linux, as root); the plan then is for a machine of so much RAM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from q4run.bench import compare, speed
+from q4run.bench.arguments import count, size
+from q4run.bench.report import console, number, percent
+from q4run.budget import USUAL_INTERPRETER
+from q4run.cli.errors import describe
+from q4run.cli.terminal import Waiting
+from q4run.errors import Error
+from q4run.gguf_file import open_gguf
+from q4run.memory import format_size
+from q4run.planning.advice import Planner, Ram, make_planner
+from q4run.planning.machine_speed import Given, disk_speed
+
+# What the README promises: within this, of the measurement.
+DECODE_WITHIN, MEMORY_WITHIN = 0.25, 0.05
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model within a budget, of a machine's memory or of what is enforced; bytes."""
+
+    model: Path
+    budget: int
+    limit: int | None = None
+
+
+def check(
+    case: Case, *, n_prompt: int, n_tokens: int, runs: int, threads: int | None = None
+) -> list[Result]:
+    """What was foretold and what was measured (the median of ``runs``), cold and warm.
+
+    ``decode`` and ``prompt`` in tokens per second, ``peak`` in bytes, ``hit_rate`` of decoding.
+    Raises Error where the case does not fit or a run fails.
+    """
+    planner = _planner(case, n_prompt, n_prompt + n_tokens, threads)
+    request = compare.Request(
+        str(case.model),
+        *speed.choose_tokens(case.model, n_prompt, n_tokens),
+        context=n_prompt + n_tokens,
+        threads=threads,
+        ram_budget=case.budget,
+        warm_up=False,
+        passes=2,
+        watch_disk=False,
+    )
+    figures, disks = [], [planner.machine.disk]
+    for _ in range(runs):
+        figures += compare.run_in_turn(request, runs=1, limit=case.limit)[compare.Q4RUN]
+        disks.append(disk_speed(planner.file.parts, anew=True))
+    planner.machine = replace(planner.machine, disk=statistics.mean(disks))
+    results = []
+    for start, predicted in _foretell(planner, case.budget).items():
+        of_start = [run for run in figures if run["start"] == start]
+        measured = {
+            "decode": statistics.median(run["decode"]["tok_s"] for run in of_start),
+            "prompt": statistics.median(run["prefill"]["tok_s"] for run in of_start),
+            "peak": max(run["peak_rss"] for run in of_start),
+            "hit_rate": statistics.median(run["experts"]["hit_rate"] for run in of_start),
+        }
+        results.append(
+            {
+                "model": case.model.name,
+                "ram_budget": case.budget,
+                "limit": case.limit,
+                "io": of_start[0]["io"],
+                "threads": of_start[0]["threads"],
+                "start": start,
+                "disk": disks,
+                "predicted": predicted,
+                "measured": measured,
+            }
+        )
+    return results
+
+
+def _planner(case: Case, n_prompt: int, context: int, threads: int | None) -> Planner:
+    file = open_gguf(case.model)
+    planner = make_planner(
+        file,
+        Given(threads=threads),
+        paths=file.parts,
+        total_ram=None,
+        context=context,
+        kv_type="f16",
+        n_prompt=n_prompt,
+        anew=True,
+    )
+    if case.limit is not None:
+        planner.ram = Ram(case.limit, case.limit)
+    return planner
+
+
+def _foretell(planner: Planner, budget: int) -> dict[str, Result]:
+    row = planner.row(budget)
+    told, peak = row.forecast, row.memory.total + USUAL_INTERPRETER
+    return {
+        "cold": {
+            "decode": told.cold_decode.tok_s,
+            "prompt": told.cold_prompt.tok_s,
+            "peak": peak,
+            "hit_rate": told.cold_hit_rate,
+        },
+        "warm": {
+            "decode": told.decode.tok_s,
+            "prompt": told.prompt.tok_s,
+            "peak": peak,
+            "hit_rate": told.hit_rate,
+        },
+    }
+
+
+def errors_of(results: list[Result], name: str) -> list[float]:
+    """How far each prediction is from its measurement, as a share of that."""
+    return [abs(r["predicted"][name] / r["measured"][name] - 1) for r in results]
+
+
+def table_of(results: list[Result]) -> Table:
+    """A row for each case and start: foretold, measured, and the one over the other."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("model", "budget", "start", "reads"):
+        table.add_column(heading)
+    columns: list[tuple[str, str, Callable[[float], str]]] = [
+        ("decode", "decode tok/s", number),
+        ("prompt", "prompt tok/s", number),
+        ("peak", "peak", format_size),
+        ("hit_rate", "hits", percent),
+    ]
+    for _, heading, _ in columns:
+        table.add_column(heading, justify="right")
+    for result in results:
+        cells = [result["model"], format_size(result["ram_budget"]), result["start"], result["io"]]
+        for name, _, write in columns:
+            told, was = result["predicted"][name], result["measured"][name]
+            ratio = f" ({told / was:.2f})" if was and name != "hit_rate" else ""
+            cells.append(f"{write(told)} / {write(was)}{ratio}")
+        table.add_row(*cells)
+    return table
+
+
+def summary_of(results: list[Result]) -> str:
+    """How many predictions are within what is promised."""
+    decode, peak = errors_of(results, "decode"), errors_of(results, "peak")
+    return (
+        f"Decoding within {percent(DECODE_WITHIN)} in {sum(e <= DECODE_WITHIN for e in decode)} of"
+        f" {len(results)}, memory within {percent(MEMORY_WITHIN)} in"
+        f" {sum(e <= MEMORY_WITHIN for e in peak)}; medians of the errors"
+        f" {percent(statistics.median(decode))} and {percent(statistics.median(peak))}."
+    )
+
+
+def _case(word: str) -> Case:
+    model, *sizes = word.rsplit(":", 2)
+    if len(sizes) == 2 and not sizes[0]:
+        sizes = sizes[1:]
+    if not 1 <= len(sizes) <= 2:
+        raise argparse.ArgumentTypeError(f"{word}: not MODEL:BUDGET or MODEL:BUDGET:LIMIT")
+    return Case(Path(model), *(size(word) for word in sizes))
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m q4run.bench.plan_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("cases", type=_case, nargs="+", metavar="MODEL:BUDGET[:LIMIT]")
+    parser.add_argument("--prompt", type=count, default=512, metavar="TOKENS")
+    parser.add_argument("--tokens", type=count, default=64, metavar="TOKENS", help="to decode")
+    parser.add_argument("--runs", type=count, default=1, metavar="N", help="medians are told")
+    parser.add_argument("--threads", type=count, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args(words)
+    results: list[Result] = []
+    try:
+        with Waiting("planning and measuring") as waiting:
+            for i, case in enumerate(arguments.cases):
+                waiting.update(f"{case.model.name}", i, len(arguments.cases))
+                results += check(
+                    case,
+                    n_prompt=arguments.prompt,
+                    n_tokens=arguments.tokens,
+                    runs=arguments.runs,
+                    threads=arguments.threads,
+                )
+        console().print(table_of(results))
+        console().print(summary_of(results))
+        if arguments.json:
+            found = {"date": date.today().isoformat(), "cases": results}
+            arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (Error, OSError) as error:
+        sys.exit(f"error: {describe(error)}")
+
+
+if __name__ == "__main__":
+    main()

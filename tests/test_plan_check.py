@@ -1,0 +1,78 @@
+"""``q4run.bench.plan_check``: what was foretold beside what was measured."""
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from q4run.bench.plan_check import errors_of, summary_of, table_of
+from q4run.bench.report import console
+
+BOX = files("q4run.box") / "tiny-llama4.gguf"
+
+
+def plan_check(*words) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "q4run.bench.plan_check", *map(str, words)],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def result(told: float, was: float, **others):
+    figures = {"prompt": 100.0, "peak": 2e9, "hit_rate": 0.5}
+    return {
+        "model": "m.gguf", "ram_budget": 10**9, "limit": None, "io": "pread", "threads": 2,
+        "start": "cold", "disk": [1e9, 1e9],
+        "predicted": figures | {"decode": told}, "measured": figures | {"decode": was} | others,
+    }  # fmt: skip
+
+
+def test_errors_are_shares_of_the_measurement():
+    results = [result(10, 8), result(6, 8), result(12, 8, peak=1e9)]
+    assert errors_of(results, "decode") == pytest.approx([0.25, 0.25, 0.5])
+    assert errors_of(results, "peak") == pytest.approx([0, 0, 1])
+    assert "Decoding within 25 % in 2 of 3, memory within 5 % in 2" in summary_of(results)
+
+
+def test_the_table_has_a_row_for_each(capsys):
+    console(pipe_width=150).print(table_of([result(10, 8), result(1, 0.5)]))
+    shown = capsys.readouterr().out
+    assert "10.0 / 8.00 (1.25)" in shown
+    assert "1.00 / 0.50 (2.00)" in shown
+    assert "50 % / 50 %" in shown
+
+
+def test_a_model_is_planned_and_run(tmp_path):
+    out = tmp_path / "plan.json"
+    done = plan_check(f"{BOX}:12M", "--prompt", 16, "--tokens", 4, "--runs", 2, "--json", out)
+    assert done.returncode == 0, done.stderr
+    cold, warm = json.loads(out.read_text())["cases"]
+    assert (cold["start"], warm["start"]) == ("cold", "warm")
+    assert len(cold["disk"]) == 3
+    assert cold["model"] == "tiny-llama4.gguf"
+    for case in (cold, warm):
+        assert case["ram_budget"] == 12_000_000
+        for told in ("predicted", "measured"):
+            assert set(case[told]) == {"decode", "prompt", "peak", "hit_rate"}
+            assert case[told]["decode"] > 0
+        assert case["measured"]["peak"] > 12_000_000
+    assert "Decoding within 25 %" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model.gguf"], "MODEL:BUDGET"),
+        ([f"{BOX}:0"], "0"),
+        ([f"{BOX}:1M"], "needs at least"),
+        ([f"{Path('nowhere.gguf')}:1G"], "nowhere.gguf"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused_in_a_line(words, said):
+    done = plan_check(*words)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
