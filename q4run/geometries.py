@@ -9,7 +9,7 @@ class Geometry:
 
     ``n_ff`` is the width of one expert. Layer i has routed experts where ``moe_step`` divides
     i + 1, and otherwise a dense feed-forward. ``architecture``: ``llama4`` (with a shared expert of
-    the same width), ``llama`` or ``qwen3moe``.
+    the same width), ``llama`` or ``qwen3moe``. ``note``: what a reader of its figures must know.
     """
 
     n_layers: int = 6
@@ -24,6 +24,7 @@ class Geometry:
     n_expert_used: int = 1
     moe_step: int = 1
     rope_theta: float = 500000.0
+    note: str = ""
 
     @property
     def has_shared_expert(self) -> bool:
@@ -44,12 +45,19 @@ class Geometry:
 
 _SCOUT = Geometry(n_layers=48, n_vocab=202048)
 
-# As their authors published them; of Behemoth only the experts, 288 B active and nearly 2 T
-# parameters are known: these widths and this depth give them.
+# As their authors published them, but for what a note says.
 GEOMETRIES = {
     "scout": _SCOUT,
     "maverick": replace(_SCOUT, n_expert=128, moe_step=2),
-    "behemoth": replace(_SCOUT, n_layers=94, n_embd=16384, n_head=128, n_ff=24576),
+    "behemoth": replace(
+        _SCOUT,
+        n_layers=94,
+        n_embd=16384,
+        n_head=128,
+        n_ff=24576,
+        note="Behemoth's depth and widths are not published: these are chosen to come to its 16"
+        " experts, 288 B active and nearly 2 T parameters.",
+    ),
     "mixtral": Geometry(
         architecture="llama",
         n_layers=32,

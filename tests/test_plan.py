@@ -11,7 +11,8 @@ from tiny_checkpoints import make_checkpoint
 
 import q4run
 from q4run.bench.synthetic import write_model
-from q4run.budget import INTERPRETER_ALLOWANCE
+from q4run.budget import INTERPRETER_ALLOWANCE, default_budget
+from q4run.cli import plan_report
 from q4run.convert import convert
 from q4run.convert.preview import preview_checkpoint, preview_geometry
 from q4run.convert.recipe import make_recipe
@@ -108,6 +109,31 @@ def test_behemoths_parameters_are_the_published_ones():
     table = 202048 * 16384
     assert 1.9e12 < total < 2.05e12
     assert total - routed * 15 / 16 - table == pytest.approx(288e9, rel=0.02)
+
+
+def test_what_is_guessed_of_a_shape_is_said():
+    words = ["plan", "--geometry", "behemoth", "--type", "tq1_0", "--ram", "1024G", *MACHINE]
+    assert "not published" in " ".join(command(*words).stdout.split())
+    assert "not published" in json.loads(command(*words, "--json").stdout)["note"]
+
+
+def test_a_busy_machine_is_said_to_be_one(monkeypatch, capsys):
+    planner = planner_of(described())
+    planner.machine = replace(planner.machine, busy_share=0.6)
+    row = planner.row(24 * GB)
+    plan_report.print_plan(planner, [row], row, "q4run chat", "")
+    assert "take 60 % of the processor" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_best_is_good_at_prompts_too():
+    # A prompt in small batches reads every expert again and again.
+    planner = planner_of(described("maverick"), ram=Ram(16 * GB, 14 * GB))
+    rows = planner.rows()
+    best = planner.best(rows)
+    as_fast = [r for r in rows if r.forecast.decode.tok_s >= 0.97 * best.forecast.decode.tok_s]
+    allowed = [r for r in as_fast if r.budget <= default_budget(14 * GB)]
+    assert best.forecast.prompt.tok_s >= 0.97 * max(r.forecast.prompt.tok_s for r in allowed)
+    assert best.memory.n_batch > min(r.memory.n_batch for r in allowed)
 
 
 def test_attention_counts_pairs_inside_chunks_only():

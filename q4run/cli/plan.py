@@ -205,6 +205,7 @@ def plan(
     words += ["--kv-type", kv_type.value] if kv_type is not options.KVType.F16 else []
     words += ["--threads", str(threads)] if threads else []
     from q4run.cli import plan_report
+    from q4run.geometries import GEOMETRIES
 
     command = shlex.join(words)
     if model is not None and is_new:
@@ -212,10 +213,11 @@ def plan(
         made = [word for name, value in types if value for word in (name, value)]
         convert = ["q4run", "convert", str(model), str(file.path), *made]
         command = f"{shlex.join(convert)} && {command}"
+    note = GEOMETRIES[geometry].note if geometry else ""
     if json_output:
-        print(json.dumps(plan_report.as_json(planner, rows, row, command)))
+        print(json.dumps(plan_report.as_json(planner, rows, row, command, note)))
     else:
-        plan_report.print_plan(planner, rows, row, command)
+        plan_report.print_plan(planner, rows, row, command, note)
 
 
 def _described(

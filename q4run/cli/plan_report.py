@@ -16,8 +16,13 @@ from q4run.memory import format_size
 from q4run.planning.advice import Planner, Row
 from q4run.planning.forecast import Speed
 
+_BUSY = 0.2  # of the processor
+_WORTH_SAYING = 0.97  # slower than so
 
-def as_json(planner: Planner, rows: Sequence[Row], row: Row, command: str) -> dict[str, Any]:
+
+def as_json(
+    planner: Planner, rows: Sequence[Row], row: Row, command: str, note: str
+) -> dict[str, Any]:
     """Sizes in bytes, speeds per second; README.md and interface.md name the main keys."""
     forecast, work, machine = row.forecast, planner.work, planner.machine
     return {
@@ -69,6 +74,7 @@ def as_json(planner: Planner, rows: Sequence[Row], row: Row, command: str) -> di
             for other in rows
         ],
         "command": command,
+        "note": note,
     }
 
 
@@ -96,14 +102,14 @@ def _memory(planner: Planner, row: Row) -> dict[str, int]:
     }
 
 
-def print_plan(planner: Planner, rows: Sequence[Row], row: Row, command: str) -> None:
-    """To standard output; 80 columns are enough, but for the command."""
+def print_plan(planner: Planner, rows: Sequence[Row], row: Row, command: str, note: str) -> None:
+    """To standard output; 80 columns are enough, but for the command. note: of the shape."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=80)
     for part in (_where(planner, row), _how_fast(row, planner.work.cold_bytes), _table(rows, row)):
         console.print(part)
-    for text in _remarks(planner, row):
+    for text in (*_remarks(planner, row), *filter(None, [note])):
         console.print(text, style="dim", markup=False)
     console.print()
     console.print(printable(command), markup=False, soft_wrap=True, style="bold")
@@ -143,7 +149,8 @@ def _how_fast(row: Row, cold_bytes: int) -> Table:
     if cold_bytes:
         table.add_row("", format_size(cold_bytes), "while none of a token's experts is in RAM")
     table.add_row("decoding", _number(decode.tok_s), f"tokens/s; limit: {decode.limit.value}")
-    table.add_row("", _number(cold.tok_s), f"after the first prompt; limit: {cold.limit.value}")
+    if cold.tok_s < _WORTH_SAYING * decode.tok_s:
+        table.add_row("", _number(cold.tok_s), f"after the first prompt; limit: {cold.limit.value}")
     table.add_row("", _number(long.tok_s), f"at the end of the context; limit: {long.limit.value}")
     prompt, cold_prompt = forecast.prompt, forecast.cold_prompt
     label = f"prompt of {forecast.n_prompt}"
@@ -191,6 +198,11 @@ def _remarks(planner: Planner, row: Row) -> list[str]:
         f"With {threads}, memory of {machine.memory / 1e9:.1f} GB/s and a disk of"
         f" {machine.disk / 1e9:.1f} GB/s. Experts are taken to be used evenly, the worst case."
     ]
+    if machine.busy_share > _BUSY:
+        remarks.append(
+            f"Other programs take {100 * machine.busy_share:.0f} % of the processor now: what is"
+            " measured meanwhile comes out too low; --measure repeats it."
+        )
     if row.forecast.cached:
         remarks.append("The page cache holds the whole file, once it was read: no disk then.")
     if row.memory.total + INTERPRETER_ALLOWANCE > planner.ram.free:

@@ -171,17 +171,25 @@ class Planner:
         return fitting
 
     def best(self, rows: Sequence[Row]) -> Row:
-        """The least budget that is about as fast as any within what is taken of free memory.
+        """The least budget that is about as fast as any within what is taken of free memory: in
+        decoding and then, of those, in prompts.
 
-        Where none is, the first of the rows.
+        Where none is within that, the first of the rows.
         """
         most = default_budget(self.ram.free)
         allowed = [row for row in rows if row.budget <= most] or list(rows[:1])
-        fastest = max(row.forecast.decode.tok_s for row in allowed)
-        return min(
-            (row for row in allowed if row.forecast.decode.tok_s >= _AS_GOOD * fastest),
-            key=lambda row: row.budget,
-        )
+        for speed_of in (_decode_speed, _prompt_speed):
+            fastest = max(map(speed_of, allowed))
+            allowed = [row for row in allowed if speed_of(row) >= _AS_GOOD * fastest]
+        return min(allowed, key=lambda row: row.budget)
+
+
+def _decode_speed(row: Row) -> float:
+    return row.forecast.decode.tok_s
+
+
+def _prompt_speed(row: Row) -> float:
+    return row.forecast.prompt.tok_s
 
 
 def _rounded_up(n_bytes: int) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from q4run.cores import choose_threads, usable_cores
 from q4run.errors import Error
@@ -28,6 +29,7 @@ Progress = Callable[[str, int, int], None]
 _NOTES = CACHE_FOLDER.parents[1] / "speeds.json"
 _REMEMBERED_S = 24 * 3600
 _PROBE_BYTES = 256 << 20
+_LOOK_S = 0.2  # at what other programs do
 # What tells notes of other kernels, and of other figures, apart.
 _KERNELS = f"{CACHE_FOLDER.name} {' '.join(field.name for field in fields(KernelSpeed))}"
 # Where a core's speed is given instead of measured, roughly as on a Zen 4: what its kernels give
@@ -70,6 +72,7 @@ class MachineSpeed:
     disk: float
     kernels: Mapping[str, KernelSpeed]
     attention: AttentionSpeed
+    busy_share: float = 0.0  # of this machine's processors, taken by other programs now
 
     def kernel(self, name: str) -> KernelSpeed:
         """Of a type; of those that hold next to nothing of a model, the slowest measured."""
@@ -101,8 +104,9 @@ def find_speeds(
     told = progress or (lambda what, done, total: None)
 
     told("measuring", 0, n_steps)
-    own_memory = 0.0
+    own_memory = busy_share = 0.0
     if given.memory is None or given.core is None:
+        busy_share = psutil.cpu_percent(_LOOK_S) / 100
         own_memory = _noted(notes, f"memory {own}", lambda: {"memory": read_limit(own)})["memory"]
     memory = given.memory or own_memory
     kernels = {}
@@ -122,7 +126,7 @@ def find_speeds(
     told("measuring the disk", n_steps - 1, n_steps)
     disk = given.disk or disk_speed(paths, anew=anew)
     _write_notes(notes)
-    return MachineSpeed(threads, memory, disk, kernels, attention)
+    return MachineSpeed(threads, memory, disk, kernels, attention, busy_share)
 
 
 def _kernel_speed(fmt: Format, notes: dict[str, Any], threads: int) -> KernelSpeed:
