@@ -12,8 +12,10 @@ from q4run.convert.calibration.calibration import Calibration
 from q4run.convert.calibration.weights import PlannedWeights
 from q4run.convert.calibration.windows import DEFAULT_CONTEXT, read_windows
 from q4run.convert.layout import PlannedTensor, lay_out
+from q4run.convert.recipe import TERNARY
 from q4run.convert.stream import BlockPlan, least_plan
 from q4run.convert.tensors import Role
+from q4run.convert.ternary import NO_LOSS
 from q4run.gguf_file import GGUFFile
 from q4run.gguf_file.header import parse_header
 from q4run.gguf_file.metadata import Metadata
@@ -24,9 +26,6 @@ from q4run.text.tokenizer import load_tokenizer
 DEFAULT_CHUNKS = 256
 # Of values that are quantised at once: 800 rows of Scout's.
 LARGEST_BLOCK = 2**22
-TERNARY = ("tq1_0", "tq2_0")
-# A loss below this is rounding of the scales only.
-NO_LOSS = 1e-6
 
 
 def add_calibration(
