@@ -37,7 +37,10 @@ from q4run.cli.terminal import Waiting
 from q4run.convert import convert
 from q4run.convert.calibration.collect import make_imatrix
 from q4run.errors import Error
-from q4run.perplexity import Report, cut_windows, measure
+from q4run.perplexity import Report, measure
+from q4run.text import DEFAULT_WINDOW
+from q4run.text.files import read_text
+from q4run.text.windows import cut_windows
 
 BASE = "f16"
 DEFAULT_TYPES = ["q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "q3_k", "q2_k", "q8_0+tq2_0"]
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", "--file", type=Path, required=True, metavar="TEXT")
     parser.add_argument("--calibration", type=Path, required=True, metavar="TEXT")
     parser.add_argument("--type", action="append", metavar="T[+T]", help="may be repeated")
-    parser.add_argument("--context", type=int, default=512, metavar="N")
+    parser.add_argument("--context", type=int, default=DEFAULT_WINDOW, metavar="N")
     parser.add_argument("--peer-python", default=sys.executable, metavar="PATH")
     for name in ("--json", "--table"):
         parser.add_argument(name, type=Path, metavar="FILE")
@@ -102,7 +105,7 @@ def _measure(arguments: argparse.Namespace, kinds: list[str], folder: Path) -> l
     """The base's row, then each type's, each file deleted once it is measured."""
     base_path, plain_base = folder / "base.gguf", folder / "base-32.gguf"
     imatrix = folder / "imatrix.gguf"
-    text = arguments.file.read_text(encoding="utf-8")
+    text = read_text(arguments.file)
     with Waiting("converting") as waiting:
         convert(arguments.checkpoint, base_path, type=BASE)
         with_default_alignment(base_path, plain_base)
@@ -111,7 +114,8 @@ def _measure(arguments: argparse.Namespace, kinds: list[str], folder: Path) -> l
         rows = []
         types: dict[str, int] = {}
         with q4run.load(base_path, context=arguments.context) as base:
-            windows = cut_windows(base, base.tokenize(text, special=True), arguments.context)
+            ids = base.tokenize(text, special=True)
+            windows = cut_windows(base.tokenizer, ids, arguments.context)
             rows.append(Row(BASE, "", base_path.stat().st_size, measure(base, windows)))
             cases = [(kind, method) for kind in kinds for method in (*OURS, *PEERS)]
             for done, (kind, method) in enumerate(cases):

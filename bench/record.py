@@ -22,6 +22,7 @@ from q4run.bench.arguments import count
 from q4run.bench.traces import read_trace
 from q4run.cli.errors import describe
 from q4run.errors import Error
+from q4run.text.files import read_text
 
 
 def record(
@@ -75,12 +76,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=count, metavar="N")
     arguments = parser.parse_args(words)
     try:
-        text = arguments.text.read_text(encoding="utf-8")
+        text = read_text(arguments.text)
         record(arguments.model, text, arguments.out, arguments.tokens, arguments.threads)
     except (Error, OSError) as error:
         sys.exit(f"error: {describe(error)}")
-    except UnicodeDecodeError:
-        sys.exit(f"error: {arguments.text}: not a text in UTF-8")
 
 
 if __name__ == "__main__":

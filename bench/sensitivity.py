@@ -27,7 +27,10 @@ from q4run.convert.recipe import named
 from q4run.convert.sampling import relative_error, sample_rows
 from q4run.convert.source import open_source
 from q4run.errors import Error
-from q4run.perplexity import cut_windows, measure
+from q4run.perplexity import measure
+from q4run.text import DEFAULT_WINDOW
+from q4run.text.files import read_text
+from q4run.text.windows import cut_windows
 
 
 def main(words: list[str] | None = None) -> None:
@@ -35,7 +38,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("-f", "--file", type=Path, required=True, metavar="TEXT")
     parser.add_argument("--type", default="q3_k", metavar="T")
-    parser.add_argument("--context", type=int, default=512, metavar="N")
+    parser.add_argument("--context", type=int, default=DEFAULT_WINDOW, metavar="N")
     parser.add_argument("--chunks", type=int, default=40, metavar="N")
     try:
         _run(parser.parse_args(words))
@@ -53,8 +56,8 @@ def _run(arguments: argparse.Namespace) -> None:
         convert(arguments.checkpoint, base_path, type="f16")
         divergences = {}
         with q4run.load(base_path, context=arguments.context) as base:
-            ids = base.tokenize(arguments.file.read_text(encoding="utf-8"), special=True)
-            windows = cut_windows(base, ids, arguments.context)[: arguments.chunks]
+            ids = base.tokenize(read_text(arguments.file), special=True)
+            windows = cut_windows(base.tokenizer, ids, arguments.context, arguments.chunks)
             for done, use in enumerate(errors):
                 waiting.update(use, done, len(errors))
                 pattern = rf"(^|\.){use}(_exps|_shexp)?\.weight$"

@@ -10,7 +10,7 @@ import gguf
 
 from q4run.convert.calibration.calibration import Calibration
 from q4run.convert.calibration.weights import PlannedWeights
-from q4run.convert.calibration.windows import DEFAULT_CONTEXT, read_windows
+from q4run.convert.calibration.windows import read_windows
 from q4run.convert.layout import PlannedTensor, lay_out
 from q4run.convert.recipe import TERNARY
 from q4run.convert.stream import BlockPlan, least_plan
@@ -20,6 +20,7 @@ from q4run.gguf_file import GGUFFile
 from q4run.gguf_file.header import parse_header
 from q4run.gguf_file.metadata import Metadata
 from q4run.models import read_config
+from q4run.text import DEFAULT_WINDOW
 from q4run.text.tokenizer import load_tokenizer
 
 # More text gains little: 130,000 tokens are 8,000 for each of sixteen experts.
@@ -44,7 +45,7 @@ def add_calibration(
     in_order = sorted(tensors, key=lambda planned: planned.tensor.role is Role.OUTPUT)
     file = _as_written(in_order, metadata, out)
     tokenizer = load_tokenizer(file.metadata)
-    windows = read_windows(text, tokenizer, DEFAULT_CONTEXT, chunks or DEFAULT_CHUNKS)
+    windows = read_windows(text, tokenizer, DEFAULT_WINDOW, chunks or DEFAULT_CHUNKS)
     metadata.add_string("quantize.calibration.dataset", str(text))
     metadata.add_int32("quantize.calibration.chunks_count", len(windows))
     metadata.add_string("quantize.calibration.tokens", hashlib.sha256(windows.data).hexdigest())

@@ -60,35 +60,23 @@ class Report:
     top1_agreement: Mean | None = None
 
 
-def cut_windows(model: Model, ids: Sequence[int], n_context: int) -> list[list[int]]:
-    """The text's tokens in windows of ``n_context``; what is left over at the end is left out.
-
-    Raises ``Error`` where the text is too short for one window.
-    """
-    if n_context < 4:
-        raise Error(f"windows of {n_context} tokens predict nothing: give --context 4 or more")
-    n_windows = len(ids) // n_context
-    if n_windows == 0:
-        raise Error(
-            f"the text has {len(ids)} tokens, which fill no window of {n_context}: give a longer"
-            " text or a smaller --context"
-        )
-    windows = [list(ids[i * n_context : (i + 1) * n_context]) for i in range(n_windows)]
-    if model.tokenizer.add_bos and model.tokenizer.bos_id is not None:
-        for window in windows:
-            window[0] = model.tokenizer.bos_id
-    return windows
-
-
 def measure(
     model: Model,
-    windows: Sequence[Sequence[int]],
+    windows: np.ndarray,
     base: Model | None = None,
     progress: Callable[[Losses, int], None] | None = None,
 ) -> Report:
-    """Runs the windows one by one; ``progress`` hears of the losses and the windows so far."""
+    """Runs the windows, int32 (n_windows, context), one by one, as ``text.windows`` cuts them.
+
+    ``progress`` hears of the losses and the windows so far. Raises ``Error`` where windows are so
+    short that they predict nothing.
+    """
+    if windows.shape[1] < 4:
+        raise Error(
+            f"windows of {windows.shape[1]} tokens predict nothing: give --context 4 or more"
+        )
     losses = Losses()
-    for done, window in enumerate(windows, 1):
+    for done, window in enumerate(windows.tolist(), 1):
         first = len(window) // 2
         targets = np.array(window[first + 1 :])
         if base is None:

@@ -12,7 +12,8 @@ from commands import assert_one_error_line, invoke
 import q4run
 from q4run.convert import convert
 from q4run.gguf_file import open_gguf
-from q4run.perplexity import cut_windows, log_softmax, measure
+from q4run.perplexity import log_softmax, measure
+from q4run.text.windows import cut_windows
 
 CONTEXT = 24
 TEXT = "<|header_start|>user<|header_end|>\n\nhello there, how are you?<|eot|> " * 12
@@ -33,10 +34,10 @@ def paths(tmp_path_factory):
     return path, other, text
 
 
-def expected(model: q4run.Model, windows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def expected(model: q4run.Model, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What each counted token was given, float64 (tokens, n_vocab) logarithms, and the tokens."""
     rows, targets = [], []
-    for window in windows:
+    for window in windows.tolist():
         first = len(window) // 2
         logits = model.logits(window).astype(np.float64)[first:-1]
         shifted = logits - logits.max(axis=1, keepdims=True)
@@ -48,22 +49,30 @@ def expected(model: q4run.Model, windows: list[list[int]]) -> tuple[np.ndarray, 
 def test_windows_are_cut_as_llama_perplexity_cuts_them(paths):
     with q4run.load(paths[0], context=CONTEXT) as model:
         ids = model.tokenize(TEXT, special=True)
-        windows = cut_windows(model, ids, CONTEXT)
-        assert len(windows) == len(ids) // CONTEXT > 3
-        for i, window in enumerate(windows):
-            assert len(window) == CONTEXT
+        windows = cut_windows(model.tokenizer, ids, CONTEXT)
+        assert windows.shape == (len(ids) // CONTEXT, CONTEXT)
+        assert len(windows) > 3
+        for i, window in enumerate(windows.tolist()):
             assert window[0] == model.tokenizer.bos_id
             assert window[1:] == ids[i * CONTEXT + 1 : (i + 1) * CONTEXT]
-        assert len(cut_windows(model, ids[:CONTEXT], CONTEXT)) == 1
+        assert np.array_equal(cut_windows(model.tokenizer, ids, CONTEXT, 2), windows[:2])
+        assert len(cut_windows(model.tokenizer, ids[:CONTEXT], CONTEXT)) == 1
         for too_few in (ids[: CONTEXT - 1], []):
-            with pytest.raises(q4run.Error, match="fill no window of 24"):
-                cut_windows(model, too_few, CONTEXT)
+            with pytest.raises(q4run.Error, match=r"the text has .* less than one window of 24"):
+                cut_windows(model.tokenizer, too_few, CONTEXT)
+
+
+def test_windows_that_predict_nothing_are_refused(paths):
+    with q4run.load(paths[0]) as model:
+        windows = cut_windows(model.tokenizer, model.tokenize(TEXT), 3)
+        with pytest.raises(q4run.Error, match="3 tokens predict nothing"):
+            measure(model, windows)
 
 
 @pytest.mark.parametrize("n_context", [CONTEXT, 23, 4])
 def test_perplexity_is_the_exponential_of_the_mean_loss(paths, n_context):
     with q4run.load(paths[0], context=n_context) as model:
-        windows = cut_windows(model, model.tokenize(TEXT, special=True), n_context)
+        windows = cut_windows(model.tokenizer, model.tokenize(TEXT, special=True), n_context)
         report = measure(model, windows)
         logs, targets = expected(model, windows)
     losses = -logs[np.arange(len(targets)), targets]
@@ -76,7 +85,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(paths, n_context):
 
 def test_divergence_is_from_the_base_to_the_model(paths):
     with q4run.load(paths[0], context=CONTEXT) as model, q4run.load(paths[1]) as base:
-        windows = cut_windows(model, model.tokenize(TEXT, special=True), CONTEXT)
+        windows = cut_windows(model.tokenizer, model.tokenize(TEXT, special=True), CONTEXT)
         report = measure(model, windows, base)
         ours, targets = expected(model, windows)
         theirs, _ = expected(base, windows)
@@ -93,7 +102,7 @@ def test_divergence_is_from_the_base_to_the_model(paths):
 
 def test_a_model_is_no_distance_from_itself(paths):
     with q4run.load(paths[0]) as model, q4run.load(paths[0]) as same:
-        windows = cut_windows(model, model.tokenize(TEXT, special=True), CONTEXT)
+        windows = cut_windows(model.tokenizer, model.tokenize(TEXT, special=True), CONTEXT)
         report = measure(model, windows, same)
     assert (report.ratio.value, report.kl.value, report.top1_agreement.value) == (1, 0, 1)
 
@@ -162,5 +171,5 @@ def test_the_figure_is_llama_perplexitys(shared_data, tmp_path):
     convert(checkpoint, path, type="f16")
     with q4run.load(path, context=512) as model:
         ids = model.tokenize((checkpoint / "valid.txt").read_text(), special=True)
-        report = measure(model, cut_windows(model, ids, 512))
+        report = measure(model, cut_windows(model.tokenizer, ids, 512))
     assert report.perplexity.value == pytest.approx(9.161, abs=0.02)

@@ -11,12 +11,13 @@ from q4run.convert.calibration.arrays import Arrays
 from q4run.convert.calibration.forward import Forward, working_bytes
 from q4run.convert.calibration.imatrix import Entry, ImportanceMatrix, write_imatrix
 from q4run.convert.calibration.weights import FileWeights
-from q4run.convert.calibration.windows import DEFAULT_CONTEXT, read_windows
+from q4run.convert.calibration.windows import read_windows
 from q4run.errors import BudgetError, Error
 from q4run.gguf_file import GGUFFile, open_gguf
 from q4run.memory import available_memory, format_size
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
+from q4run.text import DEFAULT_WINDOW
 from q4run.text.tokenizer import load_tokenizer
 
 DEFAULT_SHARE = 0.75
@@ -44,7 +45,7 @@ def make_imatrix(
     text: Path,
     out: Path,
     *,
-    context: int = DEFAULT_CONTEXT,
+    context: int = DEFAULT_WINDOW,
     chunks: int | None = None,
     ram_budget: int | None = None,
     progress: Progress | None = None,

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from q4run.cli import options
 from q4run.cli.terminal import note, one_line, quiet_line, stderr_console, warn
 from q4run.memory import parse_size, total_memory
+from q4run.text import DEFAULT_WINDOW
 
 if TYPE_CHECKING:
     from q4run.convert.calibration.collect import Collected
@@ -38,7 +39,7 @@ def imatrix(
     ],
     context: Annotated[
         int, typer.Option("--context", metavar="N", min=2, help="Tokens in one window.")
-    ] = 512,
+    ] = DEFAULT_WINDOW,
     chunks: Annotated[
         int | None,
         typer.Option(

@@ -13,13 +13,13 @@ import typer
 from q4run.cli import options
 from q4run.cli.opening import open_model
 from q4run.cli.terminal import Waiting, quiet_line
-from q4run.errors import Error, FormatError
+from q4run.errors import Error
+from q4run.text import DEFAULT_WINDOW
+from q4run.text.files import read_text
 
 if TYPE_CHECKING:
     from q4run.model import Model
     from q4run.perplexity import Losses, Mean, Report
-
-DEFAULT_CONTEXT = 512
 
 
 def perplexity(
@@ -41,7 +41,7 @@ def perplexity(
     context: Annotated[
         int,
         typer.Option("--context", metavar="N", min=4, help="Tokens per window."),
-    ] = DEFAULT_CONTEXT,
+    ] = DEFAULT_WINDOW,
     chunks: Annotated[
         int | None,
         typer.Option(
@@ -78,7 +78,7 @@ def perplexity(
       q4run perplexity model.gguf -f chats.txt --base model-f16.gguf
       q4run perplexity model.gguf -f wiki.test.raw --chunks 20 --json
     """
-    text = _read_text(file)
+    text = read_text(file)
     load = partial(
         open_model,
         threads=threads,
@@ -92,11 +92,13 @@ def perplexity(
         budgets = _share(ram_budget, [path for path in (model, base) if path])
         opened = stack.enter_context(load(model, ram_budget=budgets[0]))
         other = stack.enter_context(load(base, ram_budget=budgets[-1])) if base else None
-        from q4run.perplexity import cut_windows, measure
+        from q4run.perplexity import measure
+        from q4run.text.windows import cut_windows
 
         if other:
             _check_same_vocabulary(opened, other)
-        windows = cut_windows(opened, opened.tokenize(text, special=special), context)[:chunks]
+        ids = opened.tokenize(text, special=special)
+        windows = cut_windows(opened.tokenizer, ids, context, chunks, name=str(file))
         with Waiting("measuring") as waiting:
 
             def tell(losses: Losses, done: int) -> None:
@@ -109,13 +111,6 @@ def perplexity(
         for line in _lines(report):
             print(line)
     quiet_line([f"{report.tokens} tokens counted, {len(windows)} windows of {context}"])
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not text in UTF-8; convert it first") from None
 
 
 def _share(ram_budget: str | None, paths: list[Path]) -> list[str | None]:

@@ -13,7 +13,7 @@ from q4run.cli import options
 from q4run.cli.heat_map import LayerUse, heat_map
 from q4run.cli.opening import open_model
 from q4run.cli.terminal import AnswerWriter, Waiting, note, quiet_line, stderr_console
-from q4run.errors import Error
+from q4run.text.files import decode_text, read_text
 
 if TYPE_CHECKING:
     from q4run.completion import Completion
@@ -120,11 +120,7 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
         raise typer.BadParameter("give the prompt with either -p PROMPT or -f FILE")
     if prompt is not None and prompt != "-":
         return prompt
-    data = file.read_bytes() if file else sys.stdin.buffer.read()
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise Error(f"{file or 'standard input'}: not text in UTF-8; convert it first") from None
+    return read_text(file) if file else decode_text(sys.stdin.buffer.read(), "standard input")
 
 
 def _tokenize(model: Model, text: str, system: str | None, raw: bool) -> list[int]:
