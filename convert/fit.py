@@ -2,10 +2,11 @@
 
 A group is the tensors of one use in one layer, which get one type. What a type costs a group is
 measured: a sample of rows is quantised, and the squared error, relative to the rows' own squares,
-is taken times the ``SENSITIVITY`` of the tensor's use. For small errors the loss of a model grows
-with the sum of these over all tensors (Malinovskii et al., Pushing the Limits of LLM Quantization
-via the Linearity Theorem, arXiv:2411.17525). Every group begins with its smallest type; then the
-step that saves most loss per byte is taken, again and again, while it fits.
+is taken times the ``SENSITIVITY`` of the tensor's use, which for the embedding and the output
+matrix counts as often as there are layers. For small errors the loss of a model grows with the sum
+of these over all tensors (Malinovskii et al., Pushing the Limits of LLM Quantization via the
+Linearity Theorem, arXiv:2411.17525). Every group begins with its smallest type; then the step that
+saves most loss per byte is taken, again and again, while it fits.
 """
 
 import re
@@ -131,7 +132,7 @@ def _choices(
     for name in EXPERT_CANDIDATES if is_expert else CANDIDATES:
         formats = {tensor.name: first_that_fits(name, tensor.n_cols) for tensor in group}
         loss = sum(
-            SENSITIVITY.get(use_of(tensor), 1.0)
+            _sensitivity(tensor, n_layers)
             * relative_error(formats[tensor.name], *samples[tensor.name])
             for tensor in group
         )
@@ -148,6 +149,7 @@ def _size(tensors: Sequence[OutputTensor], formats: Mapping[str, Format]) -> int
 
 
 def _sensitivity(tensor: OutputTensor, n_layers: int) -> float:
+    """Of this one tensor's error, in units of one layer's attn_v."""
     use = use_of(tensor)
     return SENSITIVITY.get(use, 1.0) * (n_layers if use in ONCE else 1)
 

@@ -11,7 +11,9 @@ from tiny_checkpoints import make_checkpoint
 
 import q4run
 from q4run.convert import convert, recipe
-from q4run.convert.recipe import RECIPES
+from q4run.convert.fit import Fit
+from q4run.convert.recipe import RECIPES, named
+from q4run.convert.tensors import OutputTensor, Role
 from q4run.gguf_file import open_gguf
 
 
@@ -102,6 +104,23 @@ def squared_error(path, reference) -> float:
             values.append(fmt.dequantize(raw.reshape(-1, fmt.row_bytes(info.shape[-1]))))
         total += float(((values[0] - values[1]) ** 2).sum() / max((values[1] ** 2).sum(), 1e-30))
     return total
+
+
+def tensor_of(name: str) -> OutputTensor:
+    """The same 1024 rows of 256 values, whatever the name."""
+    values = np.random.default_rng(3).normal(size=(1024, 256)).astype(np.float32)
+    return OutputTensor(name, values.shape, Role.MATRIX, lambda _, start, stop: values[start:stop])
+
+
+@pytest.mark.parametrize("once", ["token_embd", "output"])
+@pytest.mark.parametrize("n_layers", [4, 8])
+def test_what_there_is_once_counts_as_much_as_all_layers(n_layers, once):
+    names = [f"blk.{i}.attn_v.weight" for i in range(n_layers)]
+    tensors = [tensor_of(name) for name in (*names, f"{once}.weight")]
+    small, larger = (1024 * named(kind).row_bytes(256) for kind in ("q2_k", "q4_k"))
+    planned, _ = Fit(n_layers * small + larger, {}).plan(tensors, 0)
+    bits = {one.tensor.name: one.fmt.bits_per_weight for one in planned}
+    assert bits[f"{once}.weight"] > max(bits[name] for name in names)
 
 
 def test_fit_with_too_little_says_the_least(checkpoint, tmp_path):
