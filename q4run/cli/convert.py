@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from q4run.cli import options
 from q4run.cli.convert_summary import print_summary
-from q4run.cli.terminal import note, stderr_console
+from q4run.cli.progress import progress_bar
+from q4run.cli.terminal import note
 from q4run.errors import Error
 from q4run.memory import parse_size, total_memory
 
@@ -32,8 +27,6 @@ _TYPES = (
     " q2_k, tq2_0, tq1_0"
 )
 _RECIPES = "best, balanced, fast, small, ternary"
-
-_Report = Callable[[int, int], None] | None
 
 
 def convert(
@@ -201,8 +194,17 @@ def convert(
     with (
         _ending_cleanly(),
         _telling_what_is_kept(resume and not dry_run),
-        _progress_bar(shown=not dry_run or fit is not None) as (choosing, report),
+        progress_bar(
+            "reading the checkpoint",
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            shown=not dry_run or fit is not None,
+        ) as update,
     ):
+
+        def choosing(done: int, total: int) -> None:
+            update(f"choosing types, {done} of {total}", None, None)
+
         summary = conversion.convert(
             source,
             out,
@@ -220,7 +222,7 @@ def convert(
             dry_run=dry_run,
             force=force,
             resume=resume,
-            progress=report,
+            progress=partial(update, "converting"),
             choosing=choosing,
         )
     if json_output:
@@ -270,31 +272,3 @@ def _telling_what_is_kept(resume: bool) -> Iterator[None]:
         if resume:
             note("What is finished was kept: the same command goes on from there.")
         raise
-
-
-@contextmanager
-def _progress_bar(*, shown: bool) -> Iterator[tuple[_Report, _Report]]:
-    """Reports for choosing and for converting: a bar with bytes, rate and time left, in a terminal;
-    gone when it ends."""
-    console = stderr_console()
-    if not (shown and console.is_terminal):
-        yield None, None
-        return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("reading the checkpoint", total=None)
-
-        def report(done: int, total: int) -> None:
-            progress.update(task, description="converting", completed=done, total=total)
-
-        def choosing(done: int, total: int) -> None:
-            progress.update(task, description=f"choosing types, {done} of {total}")
-
-        yield choosing, report

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from q4run.cli import options
-from q4run.cli.terminal import note, one_line, quiet_line, stderr_console, warn
+from q4run.cli.progress import progress_bar
+from q4run.cli.terminal import note, one_line, quiet_line, warn
 from q4run.memory import parse_size, total_memory
 from q4run.text import DEFAULT_WINDOW
 
@@ -40,16 +39,7 @@ def imatrix(
     context: Annotated[
         int, typer.Option("--context", metavar="N", min=2, help="Tokens in one window.")
     ] = DEFAULT_WINDOW,
-    chunks: Annotated[
-        int | None,
-        typer.Option(
-            "--chunks",
-            metavar="N",
-            min=1,
-            help="Windows at most. Not given: the whole text.",
-            show_default=False,
-        ),
-    ] = None,
+    chunks: options.Chunks = None,
     ram_budget: Annotated[
         str | None,
         typer.Option(
@@ -74,7 +64,7 @@ def imatrix(
       q4run imatrix model-f16.gguf -f chats.txt -o model-imatrix.gguf --chunks 200 --ram-budget 8G
     """
     budget = parse_size(ram_budget, total_memory()) if ram_budget is not None else None
-    with _progress_bar() as report:
+    with progress_bar("reading the text") as update:
         from q4run.convert.calibration.collect import make_imatrix
 
         collected = make_imatrix(
@@ -84,33 +74,11 @@ def imatrix(
             context=context,
             chunks=chunks,
             ram_budget=budget,
-            progress=report,
+            progress=partial(update, "running the text"),
         )
     if json_output:
         print(json.dumps(asdict(collected) | {"out": str(collected.out)}))
     _tell(collected)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar with the time left, in a terminal; gone when it ends."""
-    console = stderr_console()
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("reading the text", total=None)
-
-        def report(done: int, total: int) -> None:
-            progress.update(task, description="running the text", completed=done, total=total)
-
-        yield report
 
 
 def _tell(collected: Collected) -> None:

@@ -221,6 +221,16 @@ System = Annotated[
         show_default=False,
     ),
 ]
+Chunks = Annotated[
+    int | None,
+    typer.Option(
+        "--chunks",
+        metavar="N",
+        min=1,
+        help="Windows at most. Not given: the whole text.",
+        show_default=False,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object; all else goes to standard error."),

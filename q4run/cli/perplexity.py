@@ -42,16 +42,7 @@ def perplexity(
         int,
         typer.Option("--context", metavar="N", min=4, help="Tokens per window."),
     ] = DEFAULT_WINDOW,
-    chunks: Annotated[
-        int | None,
-        typer.Option(
-            "--chunks",
-            metavar="N",
-            min=1,
-            help="Windows at most. Not given: the whole text.",
-            show_default=False,
-        ),
-    ] = None,
+    chunks: options.Chunks = None,
     special: Annotated[
         bool,
         typer.Option(
