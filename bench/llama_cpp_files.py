@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 
 from q4run.bench import llama_cpp_quantize
+from q4run.convert.calibration.imatrix import read_imatrix
 from q4run.convert.recipe import FILE_TYPES
 from q4run.cores import usable_cores
 from q4run.errors import Error
@@ -83,20 +84,19 @@ def quantize_with_llama_cpp(
             check=False,
         )
     if done.returncode:
-        raise Error(f"llama.cpp's quantiser failed on {source}: {done.stderr.splitlines()[-1:]}")
+        last_words = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+        raise Error(
+            f"llama.cpp's quantiser failed on {source}: {''.join(last_words) or 'silently'}"
+        )
     if types_of(out) != types:
         raise Error(f"{out}: llama.cpp has chosen other types than it was told")
     return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
 
 
-def _means_of(imatrix: Path) -> dict[str, np.ndarray]:
+def _means_of(path: Path) -> dict[str, np.ndarray]:
     """The mean squares by tensor name; 1 for the columns of matrices that were never used."""
-    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(imatrix).tensors}
     means = {}
-    for name, sums in tensors.items():
-        if name.endswith(".in_sum2"):
-            tensor = name.removesuffix(".in_sum2")
-            counts = tensors[f"{tensor}.counts"].reshape(-1, 1)
-            rows = sums.reshape(len(counts), -1)
-            means[tensor] = np.where(counts > 0, rows / np.maximum(counts, 1), 1)
+    for name, entry in read_imatrix(path).entries.items():
+        counts = entry.counts.reshape(-1, 1)
+        means[name] = np.where(counts > 0, entry.sums / np.maximum(counts, 1), np.float32(1))
     return means

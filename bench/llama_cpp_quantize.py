@@ -1,4 +1,4 @@
-"""llama.cpp's own quantiser, for ``q4run.bench.quality``: a request in, seconds out, both JSON.
+"""llama.cpp's own quantiser, for ``q4run.bench``: a request in, seconds out, both JSON.
 
 Run as a script, by a Python that need have nothing but llama-cpp-python. The request names the
 ``source`` and the ``out`` GGUF, the ``file_type`` (a ``llama_ftype``), the ``threads``, ``types``
