@@ -12,16 +12,16 @@ import random
 from pathlib import Path
 
 from q4run.bench.tiny_llama4.corpus import Dialogue, read_corpus
+from q4run.bench.tiny_llama4.tokenizer import BOS, EOT, HEADER_END, HEADER_START
 
 _STORY_CHARACTERS = 2000
 
 
 def rendered(dialogue: Dialogue) -> str:
     turns = (
-        f"<|header_start|>{role}<|header_end|>\n\n{content.strip()}<|eot|>"
-        for role, content in dialogue
+        f"{HEADER_START}{role}{HEADER_END}\n\n{content.strip()}{EOT}" for role, content in dialogue
     )
-    return "<|begin_of_text|>" + "".join(turns)
+    return BOS + "".join(turns)
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         if not any(content.strip() in measured for _, content in dialogue[:2])
     ]
     stories = [
-        f"<|begin_of_text|>{story.text[:_STORY_CHARACTERS]}"
+        f"{BOS}{story.text[:_STORY_CHARACTERS]}"
         for story in trained_on.stories
         if story.text[:80] not in measured
     ]
