@@ -35,6 +35,12 @@ class Session:
         """How many tokens there is room for."""
         return self._cache.context
 
+    @property
+    def progress(self) -> float:
+        """How many tokens the cache holds now, and of the batch under way the share that the layers
+        it has been through are of all; may be asked from any thread."""
+        return self._cache.length + self._transformer.under_way
+
     def clear(self) -> None:
         """Forgets everything."""
         self._cache.rewind(0)

@@ -72,6 +72,8 @@ class Transformer:
         self._pool = ThreadPool(threads)
         # Told for how many seconds a read has been waited for, ten times a second.
         self.on_wait: Callable[[float], None] = lambda seconds: None
+        # How far the batch under way is: its tokens times the share of the layers behind it.
+        self.under_way = 0.0
 
     def forward(
         self,
@@ -108,7 +110,10 @@ class Transformer:
             self._store.while_waiting = while_waiting
             while done < len(ids):
                 n_tokens = cache.begin(min(n_batch, len(ids) - done))
-                x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
+                try:
+                    x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
+                finally:
+                    self.under_way = 0.0
                 cache.commit(n_tokens)
                 if consume:
                     self._give_logits(x[max(0, first - done) :], consume)
@@ -145,7 +150,8 @@ class Transformer:
         self._store.begin_pass(len(ids))
         x = self._embedding.rows(ids)
         rotation = self._rotary(cache.length, len(ids))
-        for layer, layer_cache in zip(self._layers, cache.layers, strict=True):
+        for i, (layer, layer_cache) in enumerate(zip(self._layers, cache.layers, strict=True)):
+            self.under_way = len(ids) * i / len(self._layers)
             check_interrupt()
             layer(self._pool.state, x, layer_cache, rotation)
         self._store.end_pass(len(ids))
