@@ -41,9 +41,11 @@ def assert_one_error_line(stderr: str) -> None:
     assert stderr.endswith("\n")
 
 
-def greedy(model_path: Path, prompt: str | None, raw: str | None, n_tokens: int) -> str:
+def greedy(
+    model_path: Path, prompt: str | None, raw: str | None, n_tokens: int, context: int = 512
+) -> str:
     """What ``run --temp 0`` is to write."""
-    with q4run.load(model_path, context=512, threads=1) as model:
+    with q4run.load(model_path, context=context, threads=1) as model:
         if raw is None:
             raw = model.template.render([{"role": "user", "content": prompt}])
         ids = model.tokenize(raw, special=True)

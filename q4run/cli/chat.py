@@ -11,8 +11,9 @@ import typer
 
 from q4run.cli import options
 from q4run.cli.chat_commands import COMMANDS, execute
+from q4run.cli.live import progress
 from q4run.cli.opening import open_model
-from q4run.cli.terminal import AnswerWriter, Waiting, note, quiet_line, warn
+from q4run.cli.terminal import AnswerWriter, note, quiet_line, stderr_console, warn
 from q4run.errors import Error
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def chat(
         ),
     ] = None,
     json_output: options.Json = False,
+    stats: options.Stats = False,
     temp: options.Temperature = options.DEFAULT_TEMPERATURE,
     top_k: options.TopK = options.DEFAULT_TOP_K,
     top_p: options.TopP = options.DEFAULT_TOP_P,
@@ -78,12 +80,12 @@ def chat(
         if opened.template is None:
             note(f"{opened.path.name} has no chat template: it may not know how to converse.")
         conversation = Conversation(opened, parameters, system=system, max_tokens=tokens)
-        _converse(conversation, sys.stderr if json_output else sys.stdout)
+        _converse(conversation, sys.stderr if json_output else sys.stdout, stats=stats)
         if json_output:
             print(json.dumps({"model": str(opened.path), "messages": conversation.messages}))
 
 
-def _converse(conversation: Conversation, stream: TextIO) -> None:
+def _converse(conversation: Conversation, stream: TextIO, *, stats: bool) -> None:
     """Answers until the input ends or /quit. At a terminal, errors and Ctrl-C end but one turn."""
     from q4run.chat import MessageTooLongError
 
@@ -93,9 +95,9 @@ def _converse(conversation: Conversation, stream: TextIO) -> None:
         try:
             if message.startswith("/"):
                 if not execute(message, conversation, stats_before):
-                    return
+                    break
             elif message.strip():
-                _answer(conversation, message.strip(), stream)
+                _answer(conversation, message.strip(), stream, stats=stats)
         except KeyboardInterrupt:
             if not interactive:
                 raise
@@ -103,9 +105,14 @@ def _converse(conversation: Conversation, stream: TextIO) -> None:
             if not interactive and not isinstance(error, MessageTooLongError):
                 raise
             warn(str(error))
+    if stats and not stderr_console().is_terminal:
+        from q4run.cli.heat_map import show_experts
+
+        execute("/stats", conversation, stats_before)
+        show_experts(conversation.model)
 
 
-def _answer(conversation: Conversation, message: str, stream: TextIO) -> None:
+def _answer(conversation: Conversation, message: str, stream: TextIO, *, stats: bool) -> None:
     """One turn: its text to ``stream``, what is to be said about it to standard error."""
     writer = AnswerWriter(stream)
     with conversation.ask(message) as turn:
@@ -113,10 +120,11 @@ def _answer(conversation: Conversation, message: str, stream: TextIO) -> None:
             oldest = "exchange is" if turn.n_dropped == 1 else f"{turn.n_dropped} exchanges are"
             note(f"The context of {turn.context} tokens is full: the oldest {oldest} dropped.")
         try:
-            with Waiting("reading the conversation") as waiting:
+            model, completion = conversation.model, turn.completion
+            with progress("reading the conversation", model, completion, stats=stats) as shown:
                 for piece in turn:
-                    waiting.stop()
-                    writer.write(piece if writer.has_written else piece.lstrip())
+                    with shown.writing():
+                        writer.write(piece if writer.has_written else piece.lstrip())
         finally:
             writer.end(new_line=True)
             quiet_line(_facts(turn.completion))

@@ -235,6 +235,14 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON object; all else goes to standard error."),
 ]
+Stats = Annotated[
+    bool,
+    typer.Option(
+        "--stats",
+        help="Show a live panel below the answer: speed, hits, reads, RAM, and which experts are"
+        " used and in RAM. Where standard error is no terminal, they come at the end, as text.",
+    ),
+]
 
 # What Meta advises for Llama 4 (temperature and top-p of its generation_config.json), with the
 # small min-p that quantised weights want.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from q4run.cli import options
-from q4run.cli.heat_map import LayerUse, heat_map
+from q4run.cli.live import progress
 from q4run.cli.opening import open_model
-from q4run.cli.terminal import AnswerWriter, Waiting, note, quiet_line, stderr_console
+from q4run.cli.terminal import AnswerWriter, note, quiet_line
 from q4run.text.files import decode_text, read_text
 
 if TYPE_CHECKING:
@@ -46,12 +46,7 @@ def run(
         bool, typer.Option("--raw", help="Continue the prompt as it stands: no chat template.")
     ] = False,
     json_output: options.Json = False,
-    stats: Annotated[
-        bool,
-        typer.Option(
-            "--stats", help="Show at the end which experts were used, and which are in RAM."
-        ),
-    ] = False,
+    stats: options.Stats = False,
     temp: options.Temperature = options.DEFAULT_TEMPERATURE,
     top_k: options.TopK = options.DEFAULT_TOP_K,
     top_p: options.TopP = options.DEFAULT_TOP_P,
@@ -100,16 +95,21 @@ def run(
         ids = _tokenize(opened, text, system, raw)
         completion = Completion(opened, ids, Sampler(parameters), tokens)
         # A pipe gets the completion and nothing else, not even a line feed.
-        _write(
-            completion,
-            sys.stderr if json_output else sys.stdout,
-            new_line=json_output or sys.stdout.isatty(),
-        )
+        writer = AnswerWriter(sys.stderr if json_output else sys.stdout)
+        try:
+            with progress("reading the prompt", opened, completion, stats=stats) as shown:
+                for piece in completion:
+                    with shown.writing():
+                        writer.write(piece)
+        finally:
+            writer.end(new_line=json_output or sys.stdout.isatty())
         if json_output:
-            print(json.dumps(_figures(opened, completion)))
+            print(json.dumps(_figures(opened, completion, stats)))
         quiet_line(_facts(completion))
         if stats:
-            _show_experts(opened)
+            from q4run.cli.heat_map import show_experts
+
+            show_experts(opened)
         if completion.finish == "context":
             note(f"The context of {opened.session.context} tokens is full; --context gives more.")
 
@@ -134,17 +134,6 @@ def _tokenize(model: Model, text: str, system: str | None, raw: bool) -> list[in
     return model.tokenize(model.template.render(messages), special=True)
 
 
-def _write(completion: Completion, stream: TextIO, *, new_line: bool) -> None:
-    writer = AnswerWriter(stream)
-    try:
-        with Waiting("reading the prompt") as waiting:
-            for piece in completion:
-                waiting.stop()
-                writer.write(piece)
-    finally:
-        writer.end(new_line=new_line)
-
-
 def _facts(completion: Completion) -> list[str]:
     from q4run.memory import format_size
 
@@ -161,25 +150,10 @@ def _facts(completion: Completion) -> list[str]:
     return facts
 
 
-def _show_experts(model: Model) -> None:
-    """The map of experts on standard error."""
-    store = model.store
-    layers = [
-        LayerUse(i, counts, set(store.addresses(i).nonzero()[0].tolist()))
-        for i, counts in store.uses.items()
-    ]
-    if not layers:
-        note(f"{model.path.name} has no experts to show.")
-        return
-    console = stderr_console()
-    has_colours = console.is_terminal and not console.no_color and console.color_system is not None
-    console.print(heat_map(layers, console.width, colour=has_colours), soft_wrap=True)
-
-
-def _figures(model: Model, completion: Completion) -> dict[str, Any]:
+def _figures(model: Model, completion: Completion, with_layers: bool) -> dict[str, Any]:
     """The one JSON object: the keys of ``bench`` where they mean the same."""
     stats = completion.stats
-    return {
+    figures: dict[str, Any] = {
         "model": str(model.path),
         "text": completion.text,
         "finish": completion.finish,
@@ -197,3 +171,9 @@ def _figures(model: Model, completion: Completion) -> dict[str, Any]:
             "wait_s": stats.wait_s,
         },
     }
+    if with_layers:
+        figures["experts"]["layers"] = [
+            {"layer": layer, "uses": uses, "in_ram": (model.store.addresses(layer) != 0).tolist()}
+            for layer, uses in model.store.uses.items()
+        ]
+    return figures

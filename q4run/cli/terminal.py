@@ -3,7 +3,8 @@
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
 
@@ -21,6 +22,11 @@ _CONTROL |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
 def stderr_console() -> Console:
     """Standard error as it is now: colours in a terminal, plain text elsewhere."""
     return Console(stderr=True, highlight=False, emoji=False)
+
+
+def has_colours(console: Console) -> bool:
+    """Whether what is printed there may say something by its colour."""
+    return console.is_terminal and not console.no_color and console.color_system is not None
 
 
 def printable(text: str) -> str:
@@ -107,6 +113,12 @@ class Waiting:
             if self._progress:
                 task = self._progress.task_ids[0]
                 self._progress.update(task, description=what, completed=done, total=total)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Text is written inside this: the line goes first."""
+        self.stop()
+        yield
 
     def stop(self) -> None:
         """Takes the line away, or never shows it; may be called twice."""
