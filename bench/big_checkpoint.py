@@ -25,7 +25,7 @@ from rich.table import Table
 
 from q4run.bench.arguments import count, size
 from q4run.bench.checkpoints import write_checkpoint
-from q4run.bench.report import console
+from q4run.bench.tables import console
 from q4run.errors import Error
 from q4run.kernels.formats import find_format_named
 from q4run.memory import format_size

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from q4run.bench import compare, speed
 from q4run.bench.arguments import count, size
-from q4run.bench.report import console, number, percent
+from q4run.bench.tables import console, number, percent
 from q4run.budget import USUAL_INTERPRETER
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting

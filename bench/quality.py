@@ -30,8 +30,8 @@ from rich.table import Table
 import q4run
 from q4run.bench import compare
 from q4run.bench.llama_cpp_files import quantize_with_llama_cpp, types_of, with_default_alignment
-from q4run.bench.report import console
 from q4run.bench.streaming_report import computer
+from q4run.bench.tables import console
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
 from q4run.convert import convert

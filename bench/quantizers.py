@@ -25,7 +25,7 @@ from rich import box
 from rich.table import Table
 
 from q4run.bench.arguments import count
-from q4run.bench.report import console, number, over
+from q4run.bench.tables import console, number, over
 from q4run.kernels.formats import all_formats, find_format_named
 from q4run.kernels.formats.base import Format
 

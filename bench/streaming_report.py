@@ -18,7 +18,7 @@ from rich.text import Text
 
 from q4run.bench.compare import PLAIN, Q4RUN
 from q4run.bench.figures import Figures, median_of, ratios_of
-from q4run.bench.report import number, over, percent, threads_of, with_range
+from q4run.bench.tables import number, over, percent, threads_of, with_range
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.terminal import printable
 from q4run.cores import usable_cores

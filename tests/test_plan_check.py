@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from q4run.bench.plan_check import errors_of, summary_of, table_of
-from q4run.bench.report import console
+from q4run.bench.tables import console
 
 BOX = files("q4run.box") / "tiny-llama4.gguf"
 

@@ -166,7 +166,7 @@ def _parse_limit(text: str | None) -> int | None:
 def _report(results: dict[str, list[Figures]], json_output: bool) -> None:
     """The table to standard output; with ``json_output`` to standard error, and the JSON."""
     from q4run.bench.figures import median_of, ratios_of, set_read_limit
-    from q4run.bench.report import console, threads_of
+    from q4run.bench.tables import console, threads_of
     from q4run.memory_limit import read_limit
 
     ours, *peers = results.values()
@@ -191,7 +191,7 @@ def _report(results: dict[str, list[Figures]], json_output: bool) -> None:
 
 
 def _table(results: dict[str, list[Figures]], ratios: dict[str, list[float]] | None) -> Table:
-    from q4run.bench.report import number, threads_of, with_range
+    from q4run.bench.tables import number, threads_of, with_range
 
     first = next(iter(results.values()))[0]
     table = Table(box=box.SIMPLE_HEAD)
@@ -215,7 +215,7 @@ _Row = tuple[str, _Value, Callable[[float], str], str | None]
 
 def _rows(first: Figures) -> list[_Row]:
     """Each row's label, its number in a run's figures, how that is written, its ratio's name."""
-    from q4run.bench.report import number, over, percent
+    from q4run.bench.tables import number, over, percent
 
     n_prompt, n_decode = first["prefill"]["tokens"], first["decode"]["tokens"]
 
