@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from rich.table import Table
 import q4run
 from q4run.bench import compare
 from q4run.bench.llama_cpp_files import quantize_with_llama_cpp, types_of, with_default_alignment
-from q4run.bench.streaming_report import computer
+from q4run.bench.provenance import command_line, computer
 from q4run.bench.tables import console
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
@@ -87,7 +86,7 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         rows = _measure(arguments, kinds, Path(name))
     console().print(_table(rows))
-    command = f"python -m q4run.bench.quality {shlex.join(words)}"
+    command = command_line("python -m q4run.bench.quality", words)
     if arguments.json:
         content = {
             "date": date.today().isoformat(),

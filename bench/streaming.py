@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import signal
 import sys
 from datetime import date
@@ -29,6 +28,7 @@ from pathlib import Path
 
 from q4run.bench import compare, limits, speed
 from q4run.bench.arguments import count, size
+from q4run.bench.provenance import command_line
 from q4run.bench.streaming_report import Case, Report, json_of, markdown_of, table_of
 from q4run.bench.tables import console
 from q4run.cli.errors import describe
@@ -74,7 +74,8 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> None:
     )
     if not limits.CAN_DROP:
         warn("The page cache cannot be dropped here: cold runs find in it what was left there.")
-    report = Report(arguments.model.name, date.today(), _shown(words), peer, arguments.runs)
+    command = command_line("python -m q4run.bench.streaming", words)
+    report = Report(arguments.model.name, date.today(), command, peer, arguments.runs)
     for limit in arguments.limit or [None]:
         report.cases += _measure(limit, request, arguments, peer_python, report)
         if arguments.json:
@@ -136,12 +137,6 @@ def _find_peer(python: str | None) -> tuple[str | None, str]:
             raise
         warn("Without llama.cpp: name a Python that has llama-cpp-python with --peer-python.")
         return None, ""
-
-
-def _shown(words: list[str]) -> str:
-    """The command line, with the names of files instead of the paths of this machine."""
-    names = [Path(word).name if "/" in word else word for word in words]
-    return shlex.join(["python", "-m", "q4run.bench.streaming", *names])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
-import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -18,11 +14,11 @@ from rich.text import Text
 
 from q4run.bench.compare import PLAIN, Q4RUN
 from q4run.bench.figures import Figures, median_of, ratios_of
+from q4run.bench.provenance import computer
 from q4run.bench.tables import number, over, percent, threads_of, with_range
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.terminal import printable
-from q4run.cores import usable_cores
-from q4run.memory import format_size, total_memory
+from q4run.memory import format_size
 
 
 @dataclass(frozen=True)
@@ -196,26 +192,3 @@ def json_of(report: Report) -> dict[str, Any]:
             for case in report.cases
         ],
     }
-
-
-def computer() -> str:
-    """This machine in a few words: cores, processor, RAM, system."""
-    n_cores = usable_cores()
-    cores = f"{n_cores} core" + "s" * (n_cores > 1)
-    system = f"{platform.system()} {platform.release()}"
-    return f"{cores} of {_processor()}, {format_size(total_memory())} of RAM, {system}"
-
-
-def _processor() -> str:
-    """The name that the system gives the processor, or its architecture."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return " ".join(value.split())
-    with suppress(OSError):
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if name := done.stdout.strip():
-            return name
-    return platform.machine()

@@ -22,10 +22,10 @@ from fake_peer import make_fake_peer
 import q4run
 from q4run.bench import cache, compare, disk_watch, limits, record, speed, streaming
 from q4run.bench.disk_watch import DiskWatch, Looks
+from q4run.bench.provenance import command_line, computer, without_paths
 from q4run.bench.streaming_report import (
     Case,
     Report,
-    computer,
     json_of,
     markdown_of,
     rows_of,
@@ -340,6 +340,15 @@ def test_the_page_has_machine_date_and_command(case, monkeypatch):
 
 def test_this_machine_has_a_name():
     assert re.fullmatch(r"\d+ cores? of \S.*, [\d.]+ .B of RAM, \w+ \S+", computer())
+
+
+def test_commands_are_stored_without_the_paths_of_the_machine():
+    words = ["/data/m.gguf", "--json=/tmp/out.json", "../text/", "50%", "a b"]
+    shown = command_line("python -m x", words)
+    assert shown == "python -m x m.gguf --json=out.json text 50% 'a b'"
+    assert without_paths(shown) == shown
+    command = "x ../a/b /data/m.gguf --json=/tmp/out.json '/a/c'"
+    assert without_paths(command) == "x ../a/b m.gguf --json=out.json 'c'"
 
 
 # The command
