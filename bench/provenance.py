@@ -19,7 +19,7 @@ from q4run.memory import format_size, total_memory
 
 def provenance(command: str, peer: str = "") -> dict[str, Any]:
     """What a stored JSON says of itself; peer: the version of llama.cpp, where it ran too."""
-    versions = {"q4run": q4run.__version__} | ({"llama.cpp": peer} if peer else {})
+    versions = {"q4run": q4run.__version__} | ({"llama_cpp": peer} if peer else {})
     return {
         "date": date.today().isoformat(),
         "machine": computer(),

@@ -60,6 +60,22 @@ PEER_KEYS = KEYS | {
     "experts": dict.fromkeys(KEYS["experts"], type(None)),
 }
 RATIO_KEYS = {"prefill": float, "decode": float, "peak_rss": float}
+ALONE = {
+    "peer": type(None),
+    "ratio": type(None),
+    "ratio_spread": type(None),
+    "file_bytes": int,
+    "date": str,
+    "machine": str,
+    "command": str,
+    "versions": {"q4run": str},
+}
+COMPARED = ALONE | {
+    "peer": PEER_KEYS,
+    "ratio": RATIO_KEYS,
+    "ratio_spread": dict.fromkeys(RATIO_KEYS, list),
+    "versions": {"q4run": str, "llama_cpp": str},
+}
 READ_LIMIT = 20e9
 
 
@@ -88,12 +104,15 @@ def bench(*arguments: object) -> Any:
     return invoke("bench", *arguments, "-p", 20, "-n", 6, "--runs", 2, "--threads", 1)
 
 
-def test_the_json_is_what_scripts_rely_on(model, known_read_limit):
+def test_the_json_is_what_scripts_rely_on(model, known_read_limit, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["q4run", "bench", str(model), "--json"])
     result = bench(model, "--json")
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
-    assert shape_of(figures) == KEYS | {"peer": type(None), "ratio": type(None)}
+    assert shape_of(figures) == KEYS | ALONE
     assert figures["model"] == str(model)
+    assert figures["command"] == "q4run bench model.gguf --json"
+    assert figures["file_bytes"] == model.stat().st_size
     assert figures["threads"] == 1
     assert figures["prefill"]["tokens"] == 20
     assert figures["decode"]["tokens"] == 6
@@ -217,10 +236,13 @@ def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_lim
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python, "--json")
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
-    assert shape_of(figures) == KEYS | {"peer": PEER_KEYS, "ratio": RATIO_KEYS}
+    assert shape_of(figures) == KEYS | COMPARED
     peer_figures, ratio = figures["peer"], figures["ratio"]
     assert ratio["prefill"] == pytest.approx(figures["prefill"]["tok_s"] / 200)
     assert ratio["decode"] == pytest.approx(figures["decode"]["tok_s"] / 50)
+    least, most = figures["ratio_spread"]["decode"]
+    assert 0 < least <= ratio["decode"] <= most
+    assert figures["versions"]["llama_cpp"] == "a fake"
     n_bytes = figures["decode"]["bytes_per_token"]
     assert peer_figures["decode"]["bytes_per_token"] == n_bytes
     assert peer_figures["decode"]["read_limit_ratio"] == pytest.approx(50 * n_bytes / READ_LIMIT)
@@ -415,7 +437,7 @@ def test_against_llama_cpp_itself(model):
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    assert shape_of(figures) == KEYS | {"peer": PEER_KEYS, "ratio": RATIO_KEYS}
+    assert shape_of(figures) == KEYS | COMPARED
     assert figures["ratio"]["decode"] == pytest.approx(
         figures["decode"]["tok_s"] / figures["peer"]["decode"]["tok_s"]
     )

@@ -18,6 +18,7 @@ from q4run.cli import options
 from q4run.cli.opening import model_in_the_box, open_model
 from q4run.cli.terminal import Waiting, printable
 from q4run.errors import Error
+from q4run.gguf_file import open_gguf
 from q4run.memory import format_size, parse_size, total_memory
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def bench(
     from q4run.bench import compare, speed
 
     results: dict[str, list[Figures]]
+    peer = ""
     model = model or model_in_the_box()
     if vs is None and limit_bytes is None:
         with open_model(
@@ -130,7 +132,7 @@ def bench(
                 results = {"q4run": speed.measure(opened, *ids, runs=runs)}
     else:
         if vs is not None:
-            compare.check_peer(peer_python or sys.executable)
+            peer = compare.check_peer(peer_python or sys.executable)
         request = compare.Request(
             str(model),
             *speed.choose_tokens(model, prompt_tokens, tokens),
@@ -151,7 +153,7 @@ def bench(
                 limit=limit_bytes,
                 progress=lambda name, done, total: waiting.update(f"measuring {name}", done, total),
             )
-    _report(results, json_output)
+    _report(results, json_output, peer)
 
 
 def _parse_limit(text: str | None) -> int | None:
@@ -163,9 +165,13 @@ def _parse_limit(text: str | None) -> int | None:
         raise typer.BadParameter(str(error), param_hint="--limit") from None
 
 
-def _report(results: dict[str, list[Figures]], json_output: bool) -> None:
-    """The table to standard output; with ``json_output`` to standard error, and the JSON."""
+def _report(results: dict[str, list[Figures]], json_output: bool, peer: str) -> None:
+    """The table to standard output; with ``json_output`` to standard error, and the JSON.
+
+    peer: the version of llama.cpp, where it ran too.
+    """
     from q4run.bench.figures import median_of, ratios_of, set_read_limit
+    from q4run.bench.provenance import command_line, provenance
     from q4run.bench.tables import console, threads_of
     from q4run.memory_limit import read_limit
 
@@ -187,6 +193,11 @@ def _report(results: dict[str, list[Figures]], json_output: bool) -> None:
         figures["ratio"] = ratios and {
             name: statistics.median(values) for name, values in ratios.items()
         }
+        figures["ratio_spread"] = ratios and {
+            name: [min(values), max(values)] for name, values in ratios.items()
+        }
+        figures["file_bytes"] = open_gguf(Path(ours[0]["model"])).size
+        figures |= provenance(command_line("q4run", sys.argv[1:]), peer)
         print(json.dumps(figures))
 
 
