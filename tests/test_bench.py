@@ -64,6 +64,7 @@ ALONE = {
     "peer": type(None),
     "ratio": type(None),
     "ratio_spread": type(None),
+    "read_limit": float,
     "file_bytes": int,
     "date": str,
     "machine": str,

@@ -196,6 +196,7 @@ def _report(results: dict[str, list[Figures]], json_output: bool, peer: str) -> 
         figures["ratio_spread"] = ratios and {
             name: [min(values), max(values)] for name, values in ratios.items()
         }
+        figures["read_limit"] = limit
         figures["file_bytes"] = open_gguf(Path(ours[0]["model"])).size
         figures |= provenance(command_line("q4run", sys.argv[1:]), peer)
         print(json.dumps(figures))
