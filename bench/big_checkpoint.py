@@ -1,6 +1,6 @@
 """A checkpoint far larger than the memory that converting it may take, interrupted and resumed.
 
-    python -m q4run.bench.big_checkpoint FOLDER --size 20G --max-ram 2G
+    python -m q4run.bench.big_checkpoint FOLDER --size 20G --max-ram 2G [--json FILE]
 
 Makes the checkpoint in FOLDER (kept, and used again), converts it in one go, then once more with
 --resume while it is killed, or interrupted as by Ctrl-C, at random points. Prints what each run
@@ -18,13 +18,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from q4run.bench.arguments import count, size
 from q4run.bench.checkpoints import write_checkpoint
+from q4run.bench.provenance import command_line, provenance
 from q4run.bench.tables import console
 from q4run.errors import Error
 from q4run.kernels.formats import find_format_named
@@ -168,6 +169,11 @@ def run(arguments: argparse.Namespace) -> bool:
     console().print(
         f"resumed and uninterrupted output: {'the same' if same else 'DIFFERENT'} bytes"
     )
+    if arguments.json:
+        content = provenance(command_line("python -m q4run.bench.big_checkpoint", sys.argv[1:]))
+        content |= {"checkpoint_bytes": n_source, "type": arguments.type, "same_bytes": same}
+        content |= {"max_ram": arguments.max_ram, "runs": [asdict(taken) for taken in runs]}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     kept = all(taken.peak < ALLOWED_OVER * arguments.max_ram for taken in runs)
     if not kept:
         console().print(f"peak memory: ABOVE {format_size(ALLOWED_OVER * arguments.max_ram)}")
@@ -184,6 +190,7 @@ def main() -> None:
     parser.add_argument("--type", default="q4_0", metavar="T")
     parser.add_argument("--stops", type=count, default=3, metavar="N", help="how many signals")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of where they come")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what each run took")
     try:
         sound = run(parser.parse_args())
     except (Error, OSError) as error:

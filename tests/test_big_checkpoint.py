@@ -1,5 +1,6 @@
 """The synthetic checkpoint and the measurement of big conversions, at a size for tests."""
 
+import json
 import sys
 from dataclasses import replace
 
@@ -44,7 +45,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 
 def test_the_measurement_end_to_end(tmp_path, capsys, monkeypatch):
-    arguments = [str(tmp_path), "--size", "30M", "--max-ram", "1G", "--stops", "2"]
+    folder, stored = tmp_path / "folder", tmp_path / "stored.json"
+    arguments = [str(folder), "--size", "30M", "--max-ram", "1G", "--stops", "2"]
+    arguments += ["--json", str(stored)]
     monkeypatch.setattr(sys, "argv", ["big_checkpoint", *arguments])
     with pytest.raises(SystemExit) as ended:
         big_checkpoint.main()
@@ -52,7 +55,13 @@ def test_the_measurement_end_to_end(tmp_path, capsys, monkeypatch):
     assert ended.value.code == 0, printed
     assert "the same bytes" in printed
     assert printed.count("to the end") >= 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint"]
+    content = json.loads(stored.read_text())
+    assert content["same_bytes"]
+    assert content["checkpoint_bytes"] == pytest.approx(30e6, rel=0.1)
+    assert len(content["runs"]) == 4
+    assert all(0 < run["peak"] < 1.15e9 for run in content["runs"])
+    assert str(tmp_path) not in stored.read_text()
 
 
 def test_too_little_disk_space_is_told_first(tmp_path, monkeypatch):
