@@ -22,14 +22,13 @@ import tempfile
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-
-from rich import box
-from rich.table import Table
+from typing import Any
 
 import q4run
 from q4run.bench import compare
 from q4run.bench.llama_cpp_files import quantize_with_llama_cpp, types_of, with_default_alignment
 from q4run.bench.provenance import command_line, computer
+from q4run.bench.quality_report import markdown_of, table_of
 from q4run.bench.tables import console
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
@@ -85,19 +84,19 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> None:
     kinds = arguments.type or DEFAULT_TYPES
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         rows = _measure(arguments, kinds, Path(name))
-    console().print(_table(rows))
-    command = command_line("python -m q4run.bench.quality", words)
+    content: dict[str, Any] = {
+        "model": arguments.checkpoint.name,
+        "date": date.today().isoformat(),
+        "machine": computer(),
+        "command": command_line("python -m q4run.bench.quality", words),
+        "peer": peer,
+        "rows": [asdict(row) for row in rows],
+    }
+    console().print(table_of(content["rows"]))
     if arguments.json:
-        content = {
-            "date": date.today().isoformat(),
-            "machine": computer(),
-            "command": command,
-            "peer": peer,
-            "rows": [asdict(row) for row in rows],
-        }
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     if arguments.table:
-        arguments.table.write_text(_markdown(rows, arguments.checkpoint.name, command, peer))
+        arguments.table.write_text(markdown_of(content))
 
 
 def _measure(arguments: argparse.Namespace, kinds: list[str], folder: Path) -> list[Row]:
@@ -146,56 +145,6 @@ def _measure(arguments: argparse.Namespace, kinds: list[str], folder: Path) -> l
                     )
                 path.unlink()
     return rows
-
-
-_TITLES = (
-    "type",
-    "method",
-    "MB",
-    "perplexity",
-    "over f16's, %",
-    "KL, 1/1000",
-    "same top token, %",
-)
-
-
-def _cells(row: Row) -> list[str]:
-    report = row.report
-    cells = [row.type, row.method, f"{row.n_bytes / 1e6:.2f}", f"{report.perplexity.value:.3f}"]
-    if report.ratio and report.kl and report.top1_agreement:
-        excess, kl, top = report.ratio, report.kl, report.top1_agreement
-        cells += [
-            f"{100 * (excess.value - 1):+.2f} ± {100 * excess.stderr:.2f}",
-            f"{1000 * kl.value:.3f} ± {1000 * kl.stderr:.3f}",
-            f"{100 * top.value:.2f} ± {100 * top.stderr:.2f}",
-        ]
-    return cells + [""] * (len(_TITLES) - len(cells))
-
-
-def _table(rows: list[Row]) -> Table:
-    table = Table(*_TITLES, box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
-
-
-def _markdown(rows: list[Row], model: str, command: str, peer: str) -> str:
-    n_tokens = rows[0].report.tokens
-    parts = [
-        f"# Quality of {model} by type and method",
-        f"{date.today().isoformat()}, {computer()}; {peer}. {n_tokens} tokens counted, in the"
-        " second halves of the windows; each file's excess over f16 is of the same tokens, so that"
-        " its error is that of the paired difference.",
-        f"```bash\n{command}\n```",
-        "\n".join(
-            [
-                "| " + " | ".join(_TITLES) + " |",
-                "|---|---|" + "---:|" * (len(_TITLES) - 2),
-                *("| " + " | ".join(_cells(row)) + " |" for row in rows),
-            ]
-        ),
-    ]
-    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.text import Text
 from q4run.bench.compare import PLAIN, Q4RUN
 from q4run.bench.figures import Figures, median_of, ratios_of
 from q4run.bench.provenance import computer
-from q4run.bench.tables import number, over, percent, threads_of, with_range
+from q4run.bench.tables import markdown_table, number, over, percent, threads_of, with_range
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.terminal import printable
 from q4run.memory import format_size
@@ -55,6 +55,7 @@ class Report:
     peer: str
     runs: int
     cases: list[Case] = field(default_factory=list)
+    machine: str = field(default_factory=lambda: computer())
 
 
 _Value = Callable[[Figures], float | None]
@@ -141,25 +142,32 @@ def table_of(report: Report, case: Case) -> Table:
 
 def markdown_of(report: Report) -> str:
     """A page with machine, date, command and a table for each case."""
+    parts = [f"# Streaming {report.model}", *sections_of(report, 2)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _made_of(report: Report) -> str:
+    """When, where and with what it was measured, as a sentence."""
     first = report.cases[0].results[Q4RUN][0]
+    made = f"{report.when.isoformat()}, {report.machine}; {threads_of(first)}, reads by"
+    made += f" {first['io']}."
+    return f"{made} llama.cpp is {report.peer}, from its memory map." if report.peer else made
+
+
+def sections_of(report: Report, level: int) -> list[str]:
+    """How it was measured, how to read the figures, and for each case a heading and a table."""
     parts = [
-        f"# Streaming {report.model}",
-        f"{report.when.isoformat()}, {computer()}; {threads_of(first)}, reads by"
-        f" {first['io']}. "
-        + (f"llama.cpp is {report.peer}, from its memory map." * bool(report.peer)),
+        _made_of(report),
         f"```bash\n{report.command}\n```",
         f"{_how_often(report.runs)} What is read is the kernel's count; floors are what no cache"
         " (prompt) or no cache of that hit rate (decoding) can do without."
         f" {PLAIN}: `--io pread --cache lru --prefetch never`.",
     ]
     for case in report.cases:
-        parts.append(f"## {case.title[:1].upper()}{case.title[1:]}")
-        lines = ["| | " + " | ".join(case.results) + " |", "|---|" + "---:|" * len(case.results)]
-        for label, cells in rows_of(case):
-            name = label.replace("  ", "– ", 1) if label.startswith("  ") else label
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+        parts.append(f"{'#' * level} {case.title[:1].upper()}{case.title[1:]}")
+        rows = [(label.replace("  ", "– ", 1), *cells) for label, cells in rows_of(case)]
+        parts.append(markdown_table(["", *case.results], rows))
+    return parts
 
 
 def _how_often(runs: int) -> str:
@@ -173,7 +181,7 @@ def json_of(report: Report) -> dict[str, Any]:
     return {
         "model": report.model,
         "date": report.when.isoformat(),
-        "machine": computer(),
+        "machine": report.machine,
         "command": report.command,
         "peer": report.peer or None,
         "cases": [
@@ -192,3 +200,25 @@ def json_of(report: Report) -> dict[str, Any]:
             for case in report.cases
         ],
     }
+
+
+def report_of(stored: dict[str, Any]) -> Report:
+    """What ``json_of`` made JSON of; raises KeyError and the like for anything else."""
+    cases = [
+        Case(
+            one["limit"],
+            one["enforced"],
+            one["start"],
+            {name: program["runs"] for name, program in one["programs"].items()},
+        )
+        for one in stored["cases"]
+    ]
+    return Report(
+        stored["model"],
+        date.fromisoformat(stored["date"]),
+        stored["command"],
+        stored["peer"] or "",
+        len(cases[0].results[Q4RUN]),
+        cases,
+        stored["machine"],
+    )

@@ -46,3 +46,17 @@ def number(value: float) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def span(values: Sequence[float], write: Callable[[float], str] = number, to: str = "–") -> str:
+    """The least and the most: ``1.30–1.42``; one of them where they read the same."""
+    least, most = write(min(values)), write(max(values))
+    return least if least == most else f"{least}{to}{most}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left: int = 1) -> str:
+    """A table in Markdown, whose columns beyond the first ``n_left`` are set to the right."""
+    rule = "|" + "---|" * n_left + "---:|" * (len(header) - n_left)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    # An empty heading is one space wide.
+    return "\n".join([lines[0].replace("|  |", "| |"), rule, *lines[1:]])

@@ -3,7 +3,8 @@ JSON --dialogues JSON --stories JSON
 
 LOG is the training's `log.jsonl`; the evaluation is what `evaluate --json` wrote, the other two are
 what `q4run perplexity --json` printed for the held-out texts. Writes MODEL_CARD.md beside the model
-and the training curve, `bench/results/tiny-llama4-training.md`, below the current folder.
+and the training curve, `bench/results/tiny-llama4-training.json`, below the current folder: a page
+is made of that by `python -m q4run.bench.report`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from q4run.bench.tiny_llama4.curve import curve_of
 from q4run.box import MODEL
 from q4run.gguf_file import open_gguf
 from q4run.summary import summarize
 
-CURVE = Path("bench/results/tiny-llama4-training.md")
-_EVERY = 50
+CURVE = Path("bench/results/tiny-llama4-training.json")
 
 _CARD = """\
 # tiny-llama4, the model in the box
@@ -137,35 +138,6 @@ def _layer_row(layer: int, use: dict[str, float]) -> str:
     return f"| {layer} | {use['used']} | {use['entropy']:.2f} | {' | '.join(shown)} |"
 
 
-def curve(log: list[dict[str, Any]]) -> str:
-    """The training's loss, in means over some steps, with the held-out perplexities on the way."""
-    rows = []
-    for start in range(0, len(log), _EVERY):
-        some = log[start : start + _EVERY]
-        last = some[-1]
-        held = [last.get(f"perplexity_{kind}") for kind in ("dialogues", "stories")]
-        cells = [
-            f"{sum(line[key] for line in some) / len(some):.3f}" for key in ("loss", "imbalance")
-        ]
-        cells += ["" if value is None else f"{value:.2f}" for value in held]
-        rows.append(f"| {last['step']} | {last['epoch']} | " + " | ".join(cells) + " |")
-    return "\n".join(
-        [
-            "# Training of the model in the box",
-            "",
-            f"`python -m q4run.bench.tiny_llama4.train`: {log[-1]['step']} steps,"
-            f" {sum(line['tokens'] for line in log) / 1e6:.1f} M tokens. Means over {_EVERY} steps;"
-            " the imbalance is 1 where all experts get as much. Held-out perplexities are of a"
-            " part of the held-out texts.",
-            "",
-            "| step | epoch | loss, nats | imbalance | dialogues | book |",
-            "|---:|---:|---:|---:|---:|---:|",
-            *rows,
-            "",
-        ]
-    )
-
-
 def main() -> None:
     """Parses the command line, writes the two files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -178,7 +150,7 @@ def main() -> None:
         kind: json.loads(getattr(arguments, kind).read_text()) for kind in ("dialogues", "stories")
     }
     (MODEL.parent / "MODEL_CARD.md").write_text(card(log, evaluation, windowed), encoding="utf-8")
-    CURVE.write_text(curve(log), encoding="utf-8")
+    CURVE.write_text(json.dumps(curve_of(log), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
