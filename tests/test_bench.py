@@ -16,8 +16,10 @@ from fake_peer import DISK_BYTES, make_fake_peer
 
 import q4run
 from q4run import memory_limit
-from q4run.bench import compare, limits, llama_cpp_speed, speed
+from q4run.bench import bench_runs, compare, limits, llama_cpp_speed, speed
 from q4run.bench.figures import median_of, ratios_of
+from q4run.bench.results_pages import PAGES
+from q4run.bench.stored import Results
 from q4run.bench.synthetic import write_model
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.geometries import Geometry
@@ -268,6 +270,24 @@ def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_lim
             "repack": True,
             "watch_disk": True,
         }
+
+
+def test_its_json_is_what_the_report_reads(model, peer, known_read_limit, monkeypatch, tmp_path):
+    python, _ = peer()
+    words = ("bench", str(model), "--vs", "llama.cpp", "--peer-python", str(python), "--json")
+    monkeypatch.setattr("sys.argv", ["q4run", *words])
+    result = bench(*words[1:])
+    (tmp_path / "speed-small-scout-q8_0.json").write_text(result.stdout)
+    (record,) = bench_runs.small_scouts(Results(tmp_path)).values()
+    assert bench_runs.command_of(record) == "q4run bench FILE --vs llama.cpp"
+    assert record.number("read_limit") == READ_LIMIT
+    assert bench_runs.ratio_of(record, "decode").startswith(
+        f"{record.number('ratio.decode'):.2f}"[:3]
+    )
+    assert bench_runs.made_of([record]).endswith("1 thread; reads by pread; a fake.")
+    page = "\n".join(PAGES["speed-small-scout"](Results(tmp_path)))
+    assert re.search(r"\n\| decoding 6, tok/s \| [\d.]+ \|\n\| – llama.cpp \| 50.0 \|\n", page)
+    assert re.search(r"\n\| – llama.cpp \| 1.00 GB \|\n\| – q4run over it \| 0.\d\d", page)
 
 
 def test_the_table_has_both_programs_and_the_ratios(model, peer, known_read_limit):

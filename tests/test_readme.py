@@ -72,7 +72,7 @@ def test_the_python_example_works(folder):
 
 
 def test_the_figures_of_the_budget_are_the_programs():
-    allowance = re.search(r"fixed allowance of (\d+) MB", README)
+    allowance = re.search(r"fixed allowance of (\d+) MB", " ".join(README.split()))
     assert allowance
     assert int(allowance[1]) * 10**6 == INTERPRETER_ALLOWANCE
 
