@@ -61,8 +61,11 @@ def made_of(records: Iterable[Record]) -> str:
     dates = sorted({record.text("date") for record in records})
     machines = dict.fromkeys(record.text("machine") for record in records)
     parts = ["; ".join(machines), records[0].read_as(threads_of)]
-    parts += [f"reads by {io}" for io in dict.fromkeys(r.get("io") for r in records) if io]
-    parts += sorted({peer for record in records if (peer := record.get("versions.llama_cpp"))})
+    parts += dict.fromkeys(
+        f"reads by {record.text('io')}" for record in records if record.get("io")
+    )
+    peer = "versions.llama_cpp"
+    parts += sorted({record.text(peer) for record in records if record.get(peer)})
     made = f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {'; '.join(parts)}."
     if any(record.get("transcribed") for record in records):
         made += " Transcribed from what was printed, to three digits."

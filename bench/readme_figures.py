@@ -7,6 +7,7 @@ around figures are written so that they stay true whatever is measured, or are c
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from q4run.bench import bench_runs
 from q4run.bench.prose import in_words, paragraph
@@ -37,16 +38,15 @@ def _first_start(results: Results) -> list[str]:
 
 def _allowance(results: Results) -> list[str]:
     record = results.record("first-start")
-    least, most = (number(n_bytes / 1e6) for n_bytes in record.numbers("interpreter_bytes"))
+    usual = [n_bytes / 1e6 for n_bytes in record.numbers("interpreter_bytes")]
     return [
         paragraph(
             "`--ram-budget` bounds all that the process holds beyond a fixed allowance of"
-            " {allowance} for Python, numba and compiled kernels (measured here: {least} to {most}"
+            " {allowance} for Python, numba and compiled kernels (measured here: {usual}"
             " MB; the first start compiles, and takes {compiling} for it in each of up to"
             " {processes} processes that end before the model is read).",
             allowance=format_size(INTERPRETER_ALLOWANCE),
-            least=least,
-            most=most,
+            usual=span(usual, to=" to "),
             compiling=format_size(record.number("compiling_bytes")),
             processes=in_words(record.number("compiling_processes")),
         )
@@ -143,25 +143,27 @@ def _scout_of(name: str, records: list[Record]) -> str:
     return f"in `{name}` ({size:.0f} GB) it decodes {' and '.join(speeds)}"
 
 
+_CONVERSION = """
+A {size} checkpoint converts within {peak} of memory at {rate}/s here; stopped {n_stops} times and
+resumed, the bytes are the same (`python -m q4run.bench.big_checkpoint`)."""
+
+
 def _conversion(results: Results) -> list[str]:
     record = results.record("conversion")
     if record.get("same_bytes") is not True:
         raise Error(f"{record.path}: what was resumed is not the same bytes: no figure to show")
-    n_bytes = record.number("checkpoint_bytes")
-    seconds, *_ = record.read_as(lambda content: [run["seconds"] for run in content["runs"]])
-    peak = record.read_as(lambda content: max(run["peak"] for run in content["runs"]))
-    n_stops = record.read_as(lambda content: len(content["runs"]) - 2)
-    return [
-        paragraph(
-            "A {size} checkpoint converts within {peak} of memory at {rate}/s here; stopped"
-            " {n_stops} times and resumed, the bytes are the same"
-            " (`python -m q4run.bench.big_checkpoint`).",
-            size=format_size(n_bytes),
-            peak=format_size(peak),
-            rate=format_size(n_bytes / seconds),
-            n_stops=in_words(n_stops),
-        )
-    ]
+    return [paragraph(_CONVERSION, **record.read_as(_conversion_of))]
+
+
+def _conversion_of(content: dict[str, Any]) -> dict[str, str]:
+    """Of the runs, the first is the one in one go; the last goes on to the end."""
+    n_bytes, runs = content["checkpoint_bytes"], content["runs"]
+    return {
+        "size": format_size(n_bytes),
+        "peak": format_size(max(run["peak"] for run in runs)),
+        "rate": format_size(n_bytes / runs[0]["seconds"]),
+        "n_stops": in_words(len(runs) - 2),
+    }
 
 
 _CORRECTNESS = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ _NOT_WHAT_IT_WRITES = (
     ValueError,
 )
 _Made = TypeVar("_Made")
+_NO_MEASUREMENT = 1e100
 
 
 class Record:
@@ -77,7 +77,9 @@ class Record:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < _NO_MEASUREMENT  # neither what is no number nor what no float holds
 
 
 class Results:

@@ -1,8 +1,10 @@
 """``bench/report.py``: what is shown is what is stored, and says so where it is not."""
 
 import json
+import random
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,11 @@ def stored(root: Path, name: str) -> Path:
 def change(root: Path, name: str, key: str, value: Any) -> None:
     """Puts another value at a key with dots."""
     content = json.loads(stored(root, name).read_text())
-    *outer, last = key.split(".")
-    inner = content
-    for part in outer:
-        inner = inner[int(part) if isinstance(inner, list) else part]
-    inner[last] = value
+    inner, held = content, content
+    for part in key.split("."):
+        held, last = inner, int(part) if isinstance(inner, list) else part
+        inner = inner[last] if isinstance(inner, list) else inner.get(last)
+    held[last] = value
     stored(root, name).write_text(json.dumps(content, indent=1))
 
 
@@ -224,6 +226,32 @@ def test_no_measurement_at_all_is_one_error_line(tmp_path):
 def test_a_figure_of_the_wrong_kind_is_one_error_line(root, key, value):
     change(root, "speed-small-scout-q4_0", key, value)
     assert "speed-small-scout-q4_0.json" in error_of(root)
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every key within a JSON object, with dots."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, one in inner:
+        yield ".".join((*path, str(key)))
+        if isinstance(one, dict | list):
+            yield from leaves(one, (*path, str(key)))
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_whatever_a_measurement_holds_it_is_one_error_line_or_none(root, name):
+    numbers = random.Random(name)
+    intact = stored(root, name).read_text()
+    keys = [key for key in leaves(json.loads(intact)) if "llama.cpp" not in key]
+    for key in numbers.choices(keys, k=12):
+        values = (None, "x", [], {}, -1, 0, 10**400, float("nan"), True, "{a}", [3, "a"])
+        change(root, name, key, numbers.choice(values))
+        told = ""
+        try:
+            report.changes(root)
+        except q4run.Error as error:
+            told = str(error)
+        assert "\n" not in told
+        stored(root, name).write_text(intact)
 
 
 @pytest.mark.parametrize("key", ["cases.0.programs.q4run.runs", "cases.0.programs", "date"])
