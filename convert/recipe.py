@@ -127,7 +127,8 @@ def make_recipe(
     """
     if recipe is not None:
         if recipe not in RECIPES:
-            raise UnsupportedError(f"there is no recipe '{recipe}' (known: {', '.join(RECIPES)})")
+            known = ", ".join(f"{name} ({purpose})" for name, (*_, purpose) in RECIPES.items())
+            raise UnsupportedError(f"there is no recipe '{recipe}': choose {known}")
         dense, experts, _ = RECIPES[recipe]
         type_name, expert_type = type_name or dense, expert_type or experts
     if type_name is None:

@@ -214,6 +214,11 @@ def test_what_is_not_known_is_one_line(arguments, checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_unknown_recipe_is_answered_with_what_the_others_are_for(checkpoint):
+    with pytest.raises(q4run.Error, match=r"no recipe 'tasty': choose best \(hardly any loss\), "):
+        convert(checkpoint, recipe="tasty", dry_run=True)
+
+
 @pytest.mark.parametrize(
     ("wanted", "fallback"),
     [

@@ -174,7 +174,8 @@ def test_the_converter_offers_what_can_be_written():
     assert sorted(FILE_TYPES) == ALL
     assert all(check_type(name) == name for name in ALL)
     assert ", ".join(FILE_TYPES) == convert_command._TYPES
-    assert ", ".join(RECIPES) == convert_command._RECIPES
+    recipes = (f"{name} ({purpose})" for name, (_, _, purpose) in RECIPES.items())
+    assert ", ".join(recipes) == convert_command._RECIPES
 
 
 @pytest.mark.parametrize(

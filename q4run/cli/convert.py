@@ -26,7 +26,11 @@ _TYPES = (
     "f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, mxfp4, q3_k,"
     " q2_k, tq2_0, tq1_0"
 )
-_RECIPES = "best, balanced, fast, small, ternary"
+_RECIPES = (
+    "best (hardly any loss), balanced (little loss in half a byte per weight), fast (what decodes"
+    " fastest at four bits), small (three bits for the experts), ternary (for experts that were"
+    " trained ternary)"
+)
 
 
 def convert(
