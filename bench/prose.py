@@ -27,6 +27,11 @@ def in_words(count: float) -> str:
     return words[int(count)] if count in range(len(words)) else f"{count:g}"
 
 
+def how_often(count: int) -> str:
+    """``once``, ``twice``, ``three times``."""
+    return {1: "once", 2: "twice"}.get(count, f"{in_words(count)} times")
+
+
 def code(*commands: str) -> str:
     """Commands in a block, long ones continued on further lines."""
     return "```bash\n" + "\n".join(map(_continued, commands)) + "\n```"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from q4run.bench import bench_runs
-from q4run.bench.prose import in_words, paragraph
+from q4run.bench.prose import how_often, in_words, paragraph
 from q4run.bench.readme_quality import quality_block
 from q4run.bench.readme_streaming import streaming_block
 from q4run.bench.recipes import preparation
@@ -144,8 +144,9 @@ def _scout_of(name: str, records: list[Record]) -> str:
 
 
 _CONVERSION = """
-A {size} checkpoint converts within {peak} of memory at {rate}/s here; stopped {n_stops} times and
-resumed, the bytes are the same (`python -m q4run.bench.big_checkpoint`)."""
+A {size} checkpoint converts within {peak} of memory at {rate}/s here; killed {killed}, interrupted
+{interrupted} and resumed each time, the bytes are the same
+(`python -m q4run.bench.big_checkpoint`)."""
 
 
 def _conversion(results: Results) -> list[str]:
@@ -156,13 +157,15 @@ def _conversion(results: Results) -> list[str]:
 
 
 def _conversion_of(content: dict[str, Any]) -> dict[str, str]:
-    """Of the runs, the first is the one in one go; the last goes on to the end."""
+    """Of the runs, the first is the one in one go."""
     n_bytes, runs = content["checkpoint_bytes"], content["runs"]
+    ends = [run["end"].partition(" ")[0] for run in runs]
     return {
         "size": format_size(n_bytes),
         "peak": format_size(max(run["peak"] for run in runs)),
         "rate": format_size(n_bytes / runs[0]["seconds"]),
-        "n_stops": in_words(len(runs) - 2),
+        "killed": how_often(ends.count("SIGKILL")),
+        "interrupted": how_often(ends.count("SIGINT")),
     }
 
 

@@ -14,8 +14,8 @@ perplexity over f16 and KL divergence from it, beside llama.cpp's quantiser with
 same type and, where it helps it, the same importance matrix (`python -m q4run.bench.quality`; all
 of it in `bench/results/`)."""
 _NOTES = """
-Errors are {excess} % and, of a KL, {kl} %. `--fit` at {size_of}'s size, with an importance matrix:
-{fit_excess:+.2f} %, KL {fit_kl:.4f}."""
+Standard errors are {excess} %, and {kl} % of a KL (of that of {worst} {worst_kl} %). `--fit` at
+{size_of}'s size, with an importance matrix: {fit_excess:+.2f} %, KL {fit_kl:.4f}."""
 # It costs next to nothing whoever makes it.
 _LEFT_OUT = {"f16", "q8_0"}
 _COLUMNS = {
@@ -51,13 +51,21 @@ def _table(content: dict[str, Any]) -> str:
 
 
 def _errors(content: dict[str, Any]) -> dict[str, str]:
-    """Standard errors of what is shown: of the excess in percent, and of each KL's own size."""
-    reports = _shown(content).values()
-    excess = [100 * report["ratio"]["stderr"] for report in reports]
-    kl = [100 * report["kl"]["stderr"] / report["kl"]["value"] for report in reports]
+    """Standard errors of what is shown: of the excess in percent, and of each KL's own size, the
+    type with the largest by itself."""
+    shown = _shown(content)
+    excess = [100 * report["ratio"]["stderr"] for report in shown.values()]
+    shares: dict[str, list[float]] = {}
+    for (kind, _), report in shown.items():
+        shares.setdefault(kind, []).append(100 * report["kl"]["stderr"] / report["kl"]["value"])
+    worst = max(shares, key=lambda kind: max(shares[kind]))
+    of_worst = shares.pop(worst)
+    others = [share for some in shares.values() for share in some] or of_worst
     return {
         "excess": span(excess, "{:.2f}".format, " to "),
-        "kl": span(kl, "{:.0f}".format, " to "),
+        "kl": span(others, "{:.0f}".format, " to "),
+        "worst": _name(worst),
+        "worst_kl": span(of_worst, "{:.0f}".format, " to "),
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import q4run
 from q4run.bench import bench_runs, report
-from q4run.bench.prose import code, in_words, paragraph
+from q4run.bench.prose import code, how_often, in_words, paragraph
 from q4run.bench.readme_figures import BLOCKS
 from q4run.bench.recipes import preparation
 from q4run.bench.results_pages import PAGES
@@ -343,13 +343,9 @@ def test_commands_are_continued_before_options():
 
 
 def test_small_numbers_are_words():
-    assert [in_words(count) for count in (2, 2.0, 10, 11, 2.5)] == [
-        "two",
-        "two",
-        "ten",
-        "11",
-        "2.5",
-    ]
+    assert [in_words(count) for count in (2, 2.0, 10, 11)] == ["two", "two", "ten", "11"]
+    assert in_words(2.5) == "2.5"
+    assert [how_often(count) for count in (1, 2, 3)] == ["once", "twice", "three times"]
 
 
 def test_spans_and_tables():
