@@ -177,6 +177,20 @@ def test_run_json_is_one_object(model_path):
     assert figures["peak_rss"] > 10**7
 
 
+def test_run_json_with_stats_has_the_use_of_every_expert(model_path):
+    arguments = ["-p", "in the end", "-n", 8, "--temp", 0, "--json", "--context", 512]
+    result = invoke("run", model_path, *arguments, "--ram-budget", "1G", "--stats")
+    assert result.exit_code == 0
+    experts = json.loads(result.stdout)["experts"]
+    assert [layer["layer"] for layer in experts["layers"]] == list(range(5))
+    for layer in experts["layers"]:
+        assert len(layer["uses"]) == len(layer["in_ram"]) == 16
+        assert all(there for n, there in zip(layer["uses"], layer["in_ram"], strict=True) if n)
+    assert sum(sum(layer["uses"]) for layer in experts["layers"]) > 0
+    plain = json.loads(invoke("run", model_path, *arguments).stdout)
+    assert "layers" not in plain["experts"]
+
+
 def test_stats_show_which_experts_were_used(model_path):
     arguments = ["-p", "in the end", "-n", 8, "--temp", 0, "--context", 512]
     result = invoke("run", model_path, *arguments, "--ram-budget", "1G", "--stats")

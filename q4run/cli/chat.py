@@ -61,6 +61,7 @@ def chat(
     [bold]Examples[/]
       q4run chat
       q4run chat model.gguf --ram-budget 8G --system "Answer in one sentence."
+      q4run chat model.gguf --ram-budget 50% --stats
       echo "Why is the sky blue?" | q4run chat model.gguf > answer.txt
     """
     parameters = options.sampling_parameters(temp, top_k, top_p, min_p, repeat_penalty, seed)
