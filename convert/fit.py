@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
+from q4run.convert.importance import Importance
 from q4run.convert.layout import PlannedTensor, padded
 from q4run.convert.recipe import first_that_fits, is_vector, named
 from q4run.convert.sampling import relative_error, sample_rows
@@ -59,38 +58,41 @@ class Choice:
 
 
 class Fit:
-    """Types such that the file is at most ``size`` bytes; ``plan`` as `Recipe` has it.
-
-    importance: by tensor name, float32 (n_matrices, n_cols), what the squared error of each column
-    counts; a tensor without one counts all columns alike.
-    """
+    """Types such that the file is at most ``size`` bytes; ``plan`` as `Recipe` has it, once
+    ``measure`` has told what each type would cost."""
 
     name = "fit"
 
-    def __init__(
-        self, size: int, importance: Mapping[str, np.ndarray], progress: Progress | None = None
-    ) -> None:
+    def __init__(self, size: int) -> None:
         self._size = size
-        self._importance = importance
-        self._progress = progress
         self._hulls: list[list[Choice]] = []
+
+    def measure(
+        self,
+        tensors: Sequence[OutputTensor],
+        importance: Mapping[str, Importance],
+        progress: Progress | None = None,
+    ) -> None:
+        """Reads samples of all matrices and quantises them to every type.
+
+        importance: by tensor name; the columns of a tensor without one count alike. progress hears
+        of the groups done, and of all.
+        """
+        groups = _groups(tensors)
+        n_layers = len({match[1] for t in tensors if (match := _NAME.fullmatch(t.name))} - {None})
+        self._hulls = []
+        for done, group in enumerate(groups, 1):
+            self._hulls.append(_hull(_choices(group, n_layers, importance)))
+            if progress:
+                progress(done, len(groups))
 
     def plan(
         self, tensors: Sequence[OutputTensor], n_header: int
     ) -> tuple[list[PlannedTensor], list[str]]:
-        """The tensors with their types, and no notes. The first call measures: it reads samples.
+        """The tensors with their types, and no notes; ``tensors`` as they were measured.
 
         Raises ``Error`` with the least that would do where nothing fits.
         """
-        if not self._hulls:
-            groups = _groups(tensors)
-            n_layers = len(
-                {match[1] for t in tensors if (match := _NAME.fullmatch(t.name))} - {None}
-            )
-            for done, group in enumerate(groups, 1):
-                self._hulls.append(_hull(_choices(group, n_layers, self._importance)))
-                if self._progress:
-                    self._progress(done, len(groups))
         formats = {tensor.name: named("f32") for tensor in tensors if is_vector(tensor)}
         room = self._size - n_header - _size(tensors, formats)
         for choice in _climb(self._hulls, room):
@@ -124,9 +126,12 @@ def _groups(tensors: Sequence[OutputTensor]) -> list[list[OutputTensor]]:
 
 
 def _choices(
-    group: list[OutputTensor], n_layers: int, importance: Mapping[str, np.ndarray]
+    group: list[OutputTensor], n_layers: int, importance: Mapping[str, Importance]
 ) -> list[Choice]:
-    samples = {tensor.name: sample_rows(tensor, importance.get(tensor.name)) for tensor in group}
+    samples = {}
+    for tensor in group:
+        known = importance.get(tensor.name)
+        samples[tensor.name] = sample_rows(tensor, None if known is None else known.columns)
     is_expert = all(tensor.role is Role.EXPERT for tensor in group)
     choices = []
     for name in EXPERT_CANDIDATES if is_expert else CANDIDATES:

@@ -1,7 +1,7 @@
 """What an importance matrix says about the tensors that are to be written."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import gguf
 import numpy as np
@@ -16,27 +16,49 @@ QUANTISED = (Role.OUTPUT, Role.MATRIX, Role.EXPERT)
 FLOATS = ("f32", "f16", "bf16")
 
 
-def add_importance(
-    tensors: Sequence[PlannedTensor], imatrix: ImportanceMatrix, source: str
-) -> tuple[list[PlannedTensor], list[str]]:
-    """The tensors with the importance of their columns where the matrix has it, and notes.
+@dataclass(frozen=True)
+class Importance:
+    """What a tensor's columns count: ``columns``, float32 (n_matrices, n_cols), the mean square of
+    what each multiplies. An expert that no token reached (of ``n_unreached``) has the average of
+    its layer's others."""
 
-    An expert that no token reached gets the average of its layer's others. source: the file, for
-    messages. Raises ``FormatError`` where the matrix is of another model.
+    columns: np.ndarray
+    n_unreached: int
+
+
+def importance_by_name(
+    tensors: Sequence[OutputTensor], imatrix: ImportanceMatrix, source: str
+) -> dict[str, Importance]:
+    """What the columns of each tensor count, where the matrix has it.
+
+    source: the file, for messages. Raises ``FormatError`` where the matrix is of another model.
     """
     _check_is_of_this_model(tensors, imatrix, source)
+    return {
+        tensor.name: _importance(tensor, imatrix.entries[tensor.name], source)
+        for tensor in tensors
+        if tensor.name in imatrix.entries
+    }
+
+
+def add_importance(
+    tensors: Sequence[PlannedTensor], importance: Mapping[str, Importance], source: str
+) -> tuple[list[PlannedTensor], list[str]]:
+    """The tensors with the importance of their columns where it is known, and notes.
+
+    source: the file it is from, for the notes.
+    """
     planned, missing, unreached = [], [], 0
     for one in tensors:
-        entry = imatrix.entries.get(one.tensor.name)
+        known = importance.get(one.tensor.name)
         if one.fmt.name in FLOATS or one.tensor.role not in QUANTISED:
             planned.append(one)
-        elif entry is None:
+        elif known is None:
             missing.append(one.tensor.name)
             planned.append(one)
         else:
-            mean, n_unreached = _mean_squares(one.tensor, entry, source)
-            unreached += n_unreached
-            planned.append(replace(one, importance=mean))
+            unreached += known.n_unreached
+            planned.append(replace(one, importance=known.columns))
     notes = []
     if missing:
         names = ", ".join(missing[:3]) + (
@@ -51,19 +73,6 @@ def add_importance(
     return planned, notes
 
 
-def importance_by_name(
-    tensors: Sequence[OutputTensor], imatrix: ImportanceMatrix | None, source: str
-) -> dict[str, np.ndarray]:
-    """What the columns of each tensor count, float32 (n_matrices, n_cols), where it is known."""
-    if imatrix is None:
-        return {}
-    return {
-        tensor.name: _mean_squares(tensor, imatrix.entries[tensor.name], source)[0]
-        for tensor in tensors
-        if tensor.name in imatrix.entries
-    }
-
-
 def add_imatrix_keys(metadata: gguf.GGUFWriter, imatrix: ImportanceMatrix, source: str) -> None:
     """The keys by which llama.cpp's quantiser tells what it used."""
     metadata.add_string("quantize.imatrix.file", source)
@@ -75,9 +84,9 @@ def add_imatrix_keys(metadata: gguf.GGUFWriter, imatrix: ImportanceMatrix, sourc
 
 
 def _check_is_of_this_model(
-    tensors: Sequence[PlannedTensor], imatrix: ImportanceMatrix, source: str
+    tensors: Sequence[OutputTensor], imatrix: ImportanceMatrix, source: str
 ) -> None:
-    names = {planned.tensor.name for planned in tensors}
+    names = {tensor.name for tensor in tensors}
     foreign = [name for name in imatrix.entries if name not in names]
     if foreign:
         raise FormatError(
@@ -86,8 +95,7 @@ def _check_is_of_this_model(
         )
 
 
-def _mean_squares(tensor: OutputTensor, entry: Entry, source: str) -> tuple[np.ndarray, int]:
-    """float32 (n_matrices, n_cols), and how many of the matrices no token reached."""
+def _importance(tensor: OutputTensor, entry: Entry, source: str) -> Importance:
     shape = (tensor.n_matrices, tensor.n_cols)
     if entry.sums.size != tensor.n_matrices * tensor.n_cols or len(entry.counts) not in (
         1,
@@ -101,4 +109,4 @@ def _mean_squares(tensor: OutputTensor, entry: Entry, source: str) -> tuple[np.n
     mean = entry.sums.reshape(shape) / np.maximum(counts, 1)
     reached = (counts[:, 0] > 0) & (mean > 0).any(axis=1)
     mean[~reached] = mean[reached].mean(axis=0) if reached.any() else 1.0
-    return mean.astype(np.float32), int((~reached).sum())
+    return Importance(mean.astype(np.float32), int((~reached).sum()))

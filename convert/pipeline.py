@@ -17,7 +17,7 @@ from q4run.convert.importance import add_imatrix_keys, add_importance, importanc
 from q4run.convert.journal import fingerprint
 from q4run.convert.layout import Part, PlannedTensor, header_bytes, lay_out
 from q4run.convert.outputs import Outputs, ResumableFiles, TemporaryFiles
-from q4run.convert.recipe import Recipe, file_type, make_recipe
+from q4run.convert.recipe import file_type, make_recipe
 from q4run.convert.source import open_source
 from q4run.convert.stream import check_memory, least_plan, plan_blocks
 from q4run.convert.summary import Summary, count_types
@@ -86,20 +86,18 @@ def convert(
     """
     started = time.monotonic()
     source = Path(source)
-    chosen: Recipe | Fit
-    if fit is None:
-        chosen = make_recipe(type, expert_type, recipe, tensor_types)
-    elif type or expert_type or recipe or tensor_types:
+    if fit is not None and (type or expert_type or recipe or tensor_types):
         raise Error("a size to fit into chooses the types: give either types or the size")
+    chosen = make_recipe(type, expert_type, recipe, tensor_types) if fit is None else Fit(fit)
     n_threads = choose_threads(threads)
     if max_ram is None:
         max_ram = _held_memory() + available_memory() // DEFAULT_RAM_SHARE
 
     opened = open_source(source)
     statistics = read_imatrix(Path(imatrix)) if imatrix is not None else None
-    if fit is not None:
-        importance = importance_by_name(opened.tensors, statistics, str(imatrix))
-        chosen = Fit(fit, importance, choosing)
+    importance = importance_by_name(opened.tensors, statistics, str(imatrix)) if statistics else {}
+    if isinstance(chosen, Fit):
+        chosen.measure(opened.tensors, importance, choosing)
     tensors, _ = chosen.plan(opened.tensors, 0)
     if not dry_run:
         _compile_codecs(tensors)
@@ -111,7 +109,7 @@ def convert(
     metadata.add_quantization_version(gguf.GGML_QUANT_VERSION)
     imatrix_notes: list[str] = []
     if statistics is not None:
-        tensors, imatrix_notes = add_importance(tensors, statistics, str(imatrix))
+        tensors, imatrix_notes = add_importance(tensors, importance, str(imatrix))
         add_imatrix_keys(metadata, statistics, str(imatrix))
     out = Path(out) if out is not None else Path(f"{opened.name}-{chosen.name}.gguf")
     calibration = None

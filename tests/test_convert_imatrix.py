@@ -15,7 +15,7 @@ from q4run.convert.calibration.imatrix import (
     read_imatrix,
     write_imatrix,
 )
-from q4run.convert.importance import add_importance
+from q4run.convert.importance import add_importance, importance_by_name
 from q4run.convert.layout import PlannedTensor
 from q4run.convert.stream import quantize_rows
 from q4run.convert.tensors import OutputTensor, Role
@@ -48,11 +48,18 @@ def matrix_of(**entries: tuple[np.ndarray, list[float]]) -> ImportanceMatrix:
     return ImportanceMatrix(made, "text.txt", 3, 512)
 
 
+def with_importance(
+    tensors: list[PlannedTensor], imatrix: ImportanceMatrix
+) -> tuple[list[PlannedTensor], list[str]]:
+    known = importance_by_name([planned.tensor for planned in tensors], imatrix, "f")
+    return add_importance(tensors, known, "f")
+
+
 def test_importance_is_the_mean_square_of_each_expert():
     sums = np.arange(96.0).reshape(3, 32) + 1
     query = np.full((1, 32), 8.0)
     imatrix = matrix_of(experts=(sums, [2, 4, 8]), query=(query, [4]))
-    (experts, attention, *others), notes = add_importance([EXPERTS, QUERY, *OTHERS], imatrix, "f")
+    (experts, attention, *others), notes = with_importance([EXPERTS, QUERY, *OTHERS], imatrix)
     assert experts.importance is not None
     assert attention.importance is not None
     assert experts.importance.dtype == np.float32
@@ -64,9 +71,7 @@ def test_importance_is_the_mean_square_of_each_expert():
 
 def test_an_expert_without_tokens_gets_the_average_of_the_others():
     sums = np.stack([np.full(32, 4.0), np.zeros(32), np.full(32, 24.0)])
-    (experts, _), notes = add_importance(
-        [EXPERTS, QUERY], matrix_of(experts=(sums, [4, 0, 4])), "f"
-    )
+    (experts, _), notes = with_importance([EXPERTS, QUERY], matrix_of(experts=(sums, [4, 0, 4])))
     assert experts.importance is not None
     assert experts.importance[1].tolist() == [3.5] * 32
     assert len(notes) == 2
@@ -75,16 +80,14 @@ def test_an_expert_without_tokens_gets_the_average_of_the_others():
 
 
 def test_where_no_expert_met_a_token_all_columns_count_alike():
-    (experts,), _ = add_importance(
-        [EXPERTS], matrix_of(experts=(np.zeros((3, 32)), [0, 0, 0])), "f"
-    )
+    (experts,), _ = with_importance([EXPERTS], matrix_of(experts=(np.zeros((3, 32)), [0, 0, 0])))
     assert experts.importance is not None
     assert (experts.importance == 1).all()
 
 
 def test_the_older_form_has_one_count_for_all_experts():
     sums = np.arange(96.0)[None]
-    (experts,), _ = add_importance([EXPERTS], matrix_of(experts=(sums, [2])), "f")
+    (experts,), _ = with_importance([EXPERTS], matrix_of(experts=(sums, [2])))
     assert experts.importance is not None
     assert np.array_equal(experts.importance, (sums / 2).reshape(3, 32).astype(np.float32))
 
@@ -102,7 +105,7 @@ def test_the_older_form_has_one_count_for_all_experts():
 )
 def test_a_matrix_of_another_model_is_refused(imatrix):
     with pytest.raises(FormatError, match="is of another model"):
-        add_importance([EXPERTS, QUERY], imatrix, "f")
+        with_importance([EXPERTS, QUERY], imatrix)
 
 
 def test_rows_are_quantised_with_the_importance_of_their_matrix():

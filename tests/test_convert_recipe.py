@@ -118,7 +118,9 @@ def test_what_there_is_once_counts_as_much_as_all_layers(n_layers, once):
     names = [f"blk.{i}.attn_v.weight" for i in range(n_layers)]
     tensors = [tensor_of(name) for name in (*names, f"{once}.weight")]
     small, larger = (1024 * named(kind).row_bytes(256) for kind in ("q2_k", "q4_k"))
-    planned, _ = Fit(n_layers * small + larger, {}).plan(tensors, 0)
+    fit = Fit(n_layers * small + larger)
+    fit.measure(tensors, {})
+    planned, _ = fit.plan(tensors, 0)
     bits = {one.tensor.name: one.fmt.bits_per_weight for one in planned}
     assert bits[f"{once}.weight"] > max(bits[name] for name in names)
 
