@@ -91,7 +91,8 @@ class Fit:
     ) -> tuple[list[PlannedTensor], list[str]]:
         """The tensors with their types, and no notes; ``tensors`` as they were measured.
 
-        Raises ``Error`` with the least that would do where nothing fits.
+        n_header: the bytes that are not for tensors. Raises ``Error`` with the least that would do
+        where nothing fits.
         """
         formats = {tensor.name: named("f32") for tensor in tensors if is_vector(tensor)}
         room = self._size - n_header - _size(tensors, formats)
@@ -100,6 +101,20 @@ class Fit:
             room -= choice.n_bytes
         _take_the_faster(tensors, formats, room)
         return [PlannedTensor(tensor, formats[tensor.name]) for tensor in tensors], []
+
+    def plan_beside_headers(
+        self,
+        tensors: Sequence[OutputTensor],
+        header_bytes: Callable[[Sequence[PlannedTensor]], int],
+    ) -> list[PlannedTensor]:
+        """As ``plan``, where how much the headers take follows from what is planned."""
+        n_header = 0
+        while True:
+            planned, _ = self.plan(tensors, n_header)
+            needed = header_bytes(planned)
+            if needed <= n_header:
+                return planned
+            n_header = needed
 
 
 def _take_the_faster(

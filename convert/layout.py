@@ -123,10 +123,19 @@ def lay_out(
     return parts
 
 
-def header_bytes(metadata: gguf.GGUFWriter, tensors: Sequence[PlannedTensor]) -> int:
-    """At most what stands before the tensors of a single file, their types not yet among its
-    keys."""
-    return len(_header(metadata.arch, dict(metadata.kv_data[0]), tensors)) + ALIGNMENT
+def header_bytes(
+    metadata: gguf.GGUFWriter, tensors: Sequence[PlannedTensor], split_max_size: int | None
+) -> int:
+    """At most what stands before the tensors of all files together.
+
+    There is room in it for keys that are yet to come, and for one more file than there are now:
+    keys, and a tensor that is moved to the end, can need it.
+    """
+    n_bytes = len(_header(metadata.arch, dict(metadata.kv_data[0]), tensors)) + ALIGNMENT
+    if split_max_size is None:
+        return n_bytes
+    n_parts = len(_divide(tensors, split_max_size, n_bytes))
+    return n_bytes + n_parts * (METADATA_PER_PART_BYTES + ALIGNMENT)
 
 
 def _divide(

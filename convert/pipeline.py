@@ -98,13 +98,16 @@ def convert(
     importance = importance_by_name(opened.tensors, statistics, str(imatrix)) if statistics else {}
     if isinstance(chosen, Fit):
         chosen.measure(opened.tensors, importance, choosing)
-    tensors, _ = chosen.plan(opened.tensors, 0)
+    tensors, type_notes = chosen.plan(opened.tensors, 0)
     if not dry_run:
         _compile_codecs(tensors)
         least = _least_memory(opened.tokenizer_bytes, tensors, n_threads)
         check_memory(max_ram, _held_memory() + least)
     metadata, metadata_notes = opened.write_metadata()
-    tensors, type_notes = chosen.plan(opened.tensors, header_bytes(metadata, tensors))
+    if isinstance(chosen, Fit):
+        tensors = chosen.plan_beside_headers(
+            opened.tensors, lambda planned: header_bytes(metadata, planned, split_max_size)
+        )
     metadata.add_file_type(file_type(tensors))
     metadata.add_quantization_version(gguf.GGML_QUANT_VERSION)
     imatrix_notes: list[str] = []

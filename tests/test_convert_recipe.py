@@ -12,6 +12,7 @@ from tiny_checkpoints import make_checkpoint
 import q4run
 from q4run.convert import convert, recipe
 from q4run.convert.fit import Fit
+from q4run.convert.layout import ALIGNMENT, METADATA_PER_PART_BYTES
 from q4run.convert.recipe import RECIPES, named
 from q4run.convert.tensors import OutputTensor, Role
 from q4run.gguf_file import open_gguf
@@ -123,6 +124,22 @@ def test_what_there_is_once_counts_as_much_as_all_layers(n_layers, once):
     planned, _ = fit.plan(tensors, 0)
     bits = {one.tensor.name: one.fmt.bits_per_weight for one in planned}
     assert bits[f"{once}.weight"] > max(bits[name] for name in names)
+
+
+@pytest.mark.parametrize("part", [1, 100_000, 400_000])
+def test_fit_counts_the_headers_of_all_parts(part, checkpoint, tmp_path):
+    convert(checkpoint, tmp_path / "q4_k.gguf", type="q4_k")
+    headers = len(types_of(tmp_path / "q4_k.gguf")) * (METADATA_PER_PART_BYTES + 2 * ALIGNMENT)
+    most = size(tmp_path / "q4_k.gguf") + headers
+    for _ in range(3):
+        summary = convert(
+            checkpoint, tmp_path / "m.gguf", fit=most, split_max_size=part, force=True
+        )
+        written = sum(size(path) for path in summary.outputs)
+        assert len(summary.outputs) > 1
+        assert written == summary.size_after
+        assert most - headers < written <= most
+        most = written
 
 
 def test_fit_with_too_little_says_the_least(checkpoint, tmp_path):
