@@ -6,27 +6,18 @@ import numpy as np
 from q4run.kernels.formats.base import Field, register
 from q4run.kernels.formats.iq4_values import VALUES, biased_values, code_of_value, nearest_value
 from q4run.kernels.formats.nibbles import pack_nibbles, unpack_nibbles
-from q4run.kernels.formats.quantize.blocks import quantize_symmetric
 from q4run.kernels.formats.quantize.symmetric import scale_search
 from q4run.kernels.formats.reading import codes, implements, scale
-from q4run.kernels.formats.scaled import scales_of
-from q4run.kernels.formats.writing import Coded, nearest_code, nearest_level, pack_codes
+from q4run.kernels.formats.scaled import Scaled, scales_of
+from q4run.kernels.formats.writing import nearest_code, nearest_level, pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u16x8_bytes
 
-_SEARCH = scale_search((0.7, 1.15, 6), (0.7, 1.15, 6), 0.04)
-# Without an importance fewer do, and leave 0.5 % more squared error.
-_QUICK_SEARCH = scale_search((0.8, 1.12, 5), (0.85, 1.1, 3), 0.04)
 
-
-class IQ4_NL(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        search = _QUICK_SEARCH if weights is None else _SEARCH
-        return quantize_symmetric(self, values, weights, search)
-
-    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scales = scales_of(raw)
-        return scales, np.zeros_like(scales)
+class IQ4_NL(Scaled):
+    search = scale_search((0.7, 1.15, 6), (0.7, 1.15, 6), 0.04)
+    # Without an importance fewer do, and leave 0.5 % more squared error.
+    quick_search = scale_search((0.8, 1.12, 5), (0.85, 1.1, 3), 0.04)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
         return scales_of(raw) * VALUES[unpack_nibbles(raw[:, 2:])]

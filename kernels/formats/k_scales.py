@@ -1,20 +1,37 @@
-"""The 6-bit scales and minima of Q4_K and Q5_K: eight of each in 12 bytes.
+"""What Q4_K and Q5_K share: two f16 factors, and eight 6-bit scales and minima in 12 bytes.
 
-The first four scales are in the lower 6 bits of bytes 0-3, the first four minima in those of bytes
-4-7. Byte 8 + i has the lower halves of scale and minimum 4 + i; their upper two bits are the
-upper two bits of bytes i and 4 + i.
+A block begins with the factor of its scales and that of its minima; the 12 bytes follow. The first
+four scales are in the lower 6 bits of bytes 0-3, the first four minima in those of bytes 4-7. Byte
+8 + i has the lower halves of scale and minimum 4 + i; their upper two bits are the upper two bits
+of bytes i and 4 + i.
 """
 
 import numpy as np
 
 from q4run.kernels.compile import inline
+from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH
+from q4run.kernels.formats.quantize.shared_minimum import quantize_shared_minimum
+from q4run.kernels.formats.quantize.tiles import put_half
+from q4run.kernels.formats.scaled import scales_of
+from q4run.kernels.formats.writing import Coded
 from q4run.kernels.simd.casts import halves_to_float, to_float
 from q4run.kernels.simd.memory import load_i32x8_bytes, load_u16x8_bytes
 from q4run.kernels.simd.ops import bit_and, bit_or, mul, shift_right, splat, sub
 from q4run.kernels.simd.vector import f32x8, i32x8
 
 
-def unpack_scales(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class SixBitScaled(Coded):
+    """256 values in eight groups; value = scale * code - minimum, both per group."""
+
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        return quantize_shared_minimum(self, values, weights, AFFINE_SEARCH, 63)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scales, minima = _unpack_six_bits(raw[:, 4:16])
+        return scales_of(raw) * scales, -scales_of(raw, 2) * minima
+
+
+def _unpack_six_bits(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (n, 12) -> scales and minima, float32 (n, 8) each."""
     scales, minima, shared = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     return (
@@ -24,7 +41,15 @@ def unpack_scales(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @inline
-def pack_six_bits(scales, minima, raw, at):
+def pack_group_scales(factors, scales, minima, raw, at):
+    """Factors, scales and minima into the block that begins at ``raw[at]``, as ``pack_scales``."""
+    put_half(factors[0], raw, at)
+    put_half(factors[1], raw, at + 2)
+    _pack_six_bits(scales, minima, raw, at + 4)
+
+
+@inline
+def _pack_six_bits(scales, minima, raw, at):
     """Eight scales and minima below 64, integers, into the 12 bytes from ``raw[at]`` on."""
     for i in range(4):
         scale, minimum = scales[4 + i], minima[4 + i]

@@ -8,23 +8,14 @@ import numpy as np
 
 from q4run.kernels.formats.base import Field, register
 from q4run.kernels.formats.nibbles import nibbles, pack_nibbles, unpack_nibbles
-from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH, QUICK_AFFINE_SEARCH
-from q4run.kernels.formats.quantize.blocks import quantize_affine
 from q4run.kernels.formats.reading import codes, implements, minimum, scale
-from q4run.kernels.formats.scaled import scales_of
-from q4run.kernels.formats.writing import Coded, pack_codes
+from q4run.kernels.formats.scaled import ScaledFromMinimum, scales_of
+from q4run.kernels.formats.writing import pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u16x8_bytes
 
 
-class Q4_1(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        search = QUICK_AFFINE_SEARCH if weights is None else AFFINE_SEARCH
-        return quantize_affine(self, values, weights, search)
-
-    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return scales_of(raw), scales_of(raw, 2)
-
+class Q4_1(ScaledFromMinimum):
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
         codes = unpack_nibbles(raw[:, 4:]).astype(np.float32)
         return scales_of(raw) * codes + scales_of(raw, 2)

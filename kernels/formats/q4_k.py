@@ -10,30 +10,19 @@ import numpy as np
 from q4run.kernels.compile import inline
 from q4run.kernels.formats.base import Field, register
 from q4run.kernels.formats.k_scales import (
+    SixBitScaled,
     group_minimum,
     group_scale,
     pack_group_nibbles,
-    pack_six_bits,
-    unpack_scales,
+    pack_group_scales,
 )
-from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH
-from q4run.kernels.formats.quantize.shared_minimum import quantize_shared_minimum
-from q4run.kernels.formats.quantize.tiles import put_half
 from q4run.kernels.formats.reading import codes, each_vector, implements, minimum, scale
-from q4run.kernels.formats.scaled import scales_of
-from q4run.kernels.formats.writing import Coded, pack_codes, pack_scales
+from q4run.kernels.formats.writing import pack_codes, pack_scales
 from q4run.kernels.simd.memory import load_u8x32
 from q4run.kernels.simd.ops import bit_field
 
 
-class Q4_K(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        return quantize_shared_minimum(self, values, weights, AFFINE_SEARCH, 63)
-
-    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scales, minima = unpack_scales(raw[:, 4:16])
-        return scales_of(raw) * scales, -scales_of(raw, 2) * minima
-
+class Q4_K(SixBitScaled):
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
         scales, minima = self.unpack_scales(raw)
         packed = raw[:, 16:].reshape(-1, 4, 1, 32)
@@ -54,9 +43,7 @@ FORMAT = register(
 
 @implements(pack_scales, FORMAT)
 def _pack_scales(fmt, factors, scales, minima, raw, at):
-    put_half(factors[0], raw, at)
-    put_half(factors[1], raw, at + 2)
-    pack_six_bits(scales, minima, raw, at + 4)
+    pack_group_scales(factors, scales, minima, raw, at)
 
 
 @implements(pack_codes, FORMAT)

@@ -5,27 +5,18 @@ import numpy as np
 
 from q4run.kernels.formats.base import Field, register
 from q4run.kernels.formats.fifth_bits import five_bits, pack_five_bits, unpack_five_bits
-from q4run.kernels.formats.quantize.blocks import quantize_symmetric
 from q4run.kernels.formats.quantize.symmetric import scale_search
 from q4run.kernels.formats.reading import codes, implements, scale
-from q4run.kernels.formats.scaled import scales_of
-from q4run.kernels.formats.writing import Coded, pack_codes
+from q4run.kernels.formats.scaled import Scaled, scales_of
+from q4run.kernels.formats.writing import pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u16x8_bytes
 
-_SEARCH = scale_search((0.73, 1.06, 12), (0.75, 1.1, 8), 0.02)
-# Without an importance half as many do, and leave 1.5 % more squared error.
-_QUICK_SEARCH = scale_search((0.8, 1, 5), (0.9, 1.04, 3), 0.02)
 
-
-class Q5_0(Coded):
-    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        search = _QUICK_SEARCH if weights is None else _SEARCH
-        return quantize_symmetric(self, values, weights, search)
-
-    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scales = scales_of(raw)
-        return scales, np.zeros_like(scales)
+class Q5_0(Scaled):
+    search = scale_search((0.73, 1.06, 12), (0.75, 1.1, 8), 0.02)
+    # Without an importance half as many do, and leave 1.5 % more squared error.
+    quick_search = scale_search((0.8, 1, 5), (0.9, 1.04, 3), 0.02)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
         return scales_of(raw) * (unpack_five_bits(raw[:, 2:]).astype(np.float32) - 16)

@@ -9,27 +9,22 @@ import numpy as np
 
 from q4run.kernels.compile import inline, kernel
 from q4run.kernels.formats.base import Field, register
-from q4run.kernels.formats.quantize.blocks import quantize_symmetric
 from q4run.kernels.formats.quantize.symmetric import scale_search
 from q4run.kernels.formats.reading import codes, each_vector, implements, scale
-from q4run.kernels.formats.scaled import quantize_scaled, scales_of
-from q4run.kernels.formats.writing import Coded, pack_codes
+from q4run.kernels.formats.scaled import Scaled, quantize_scaled, scales_of
+from q4run.kernels.formats.writing import pack_codes
 from q4run.kernels.simd.casts import as_signed, halves_to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes
 from q4run.kernels.simd.ops import biased
 
-_SEARCH = scale_search((0.98, 1.0025, 8), (1, 1, 0), 0.002)
 
+class Q8_0(Scaled):
+    search = scale_search((0.98, 1.0025, 8), (1, 1, 0), 0.002)
 
-class Q8_0(Coded):
     def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         if weights is not None:
-            return quantize_symmetric(self, values, weights, _SEARCH)
+            return super().quantize_blocks(values, weights)
         return quantize_scaled(values, self.type_size, _quantize)
-
-    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scales = scales_of(raw)
-        return scales, np.zeros_like(scales)
 
     def dequantize_blocks(self, raw: np.ndarray) -> np.ndarray:
         return scales_of(raw) * raw[:, 2:].view(np.int8).astype(np.float32)

@@ -4,7 +4,41 @@ from collections.abc import Callable
 
 import numpy as np
 
+from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH, QUICK_AFFINE_SEARCH
+from q4run.kernels.formats.quantize.blocks import quantize_affine, quantize_symmetric
+from q4run.kernels.formats.quantize.symmetric import ScaleSearch
+from q4run.kernels.formats.writing import Coded
+
 SCALE_BYTES = 2
+
+
+class Scaled(Coded):
+    """A block begins with its f16 scale; value = scale * level.
+
+    search: of the scale, where columns count differently; quick_search where all count alike.
+    """
+
+    search: ScaleSearch
+    quick_search: ScaleSearch
+
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        search = self.quick_search if weights is None else self.search
+        return quantize_symmetric(self, values, weights, search)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scales = scales_of(raw)
+        return scales, np.zeros_like(scales)
+
+
+class ScaledFromMinimum(Coded):
+    """A block begins with its f16 scale and its f16 minimum; value = scale * code + minimum."""
+
+    def quantize_blocks(self, values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        search = QUICK_AFFINE_SEARCH if weights is None else AFFINE_SEARCH
+        return quantize_affine(self, values, weights, search)
+
+    def unpack_scales(self, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return scales_of(raw), scales_of(raw, SCALE_BYTES)
 
 
 def quantize_scaled(
