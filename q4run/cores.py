@@ -1,5 +1,6 @@
 """How many threads compute: what the machine has and what was asked for."""
 
+import math
 import os
 from pathlib import Path
 
@@ -16,14 +17,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def choose_threads(threads: int | None) -> int:
+def choose_threads(threads: int | None, root: Path = Path("/")) -> int:
     """How many threads compute: what was asked for, or one per physical core of this process.
 
-    Raises Error for less than one, and for more than there are logical cores.
+    Without being asked not more than ``cpu_quota`` keeps busy, rounded up. Raises Error for less
+    than one, and for more than there are logical cores.
     """
     most = usable_cores()
     if threads is None:
-        return min(psutil.cpu_count(logical=False) or most, most)
+        cores = min(psutil.cpu_count(logical=False) or most, most)
+        quota = cpu_quota(root)
+        return cores if quota is None else max(1, min(cores, math.ceil(quota)))
     if not 1 <= threads <= most:
         raise Error(f"{threads} threads cannot be had: this machine gives 1 to {most}")
     return threads

@@ -78,13 +78,13 @@ def _of_processor(machine: dict[str, Any]) -> Iterator[Finding]:
             "Give it more (taskset, the container's --cpuset-cpus, the job's CPUs), if they are"
             " yours to give.",
         )
-    quota, threads = machine["cores"]["quota"], machine["threads"]["default"]
-    if quota is not None and quota < threads:
+    quota, cores = machine["cores"]["quota"], min(physical or usable, usable)
+    if quota is not None and quota < cores:
+        threads = machine["threads"]["default"]
         yield (
-            f"A limit (of a container, or of a service) gives {quota:g} cores' time to {threads}"
-            " threads, which then stand still now and again.",
-            f"Say --threads {max(1, int(quota))}, or raise the limit (docker --cpus, systemd"
-            " CPUQuota).",
+            f"A limit (of a container, or of a service) gives the time of {quota:g} of {cores}"
+            f" cores: {threads} thread{'s' * (threads != 1)} will compute.",
+            "Raise it if the machine has more to give (docker --cpus, systemd CPUQuota).",
         )
 
 

@@ -103,8 +103,9 @@ def load(
 
     ram_budget: bytes, or ``"6GiB"``, ``"500M"``, or ``"50%"`` of this machine's RAM; None takes a
     share of what is free. It bounds all that the process holds beyond the fixed allowance for the
-    interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core.
-    context: None is 4096 tokens, or what the model was trained on where that is less.
+    interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core
+    (``q4run.cores.choose_threads``). context: None is 4096 tokens, or what the model was trained
+    on where that is less.
     kv_type: ``f16``, ``f32`` or ``q8_0``. cache: which expert leaves when a slot is wanted,
     ``layers`` or ``lru``. prefetch: whether experts are read because the next layer will likely
     want them: ``always``, ``never``, or ``auto``, which finds out what is faster. trace: a file

@@ -141,7 +141,8 @@ def convert(
             "--threads",
             metavar="N",
             min=1,
-            help="Threads that quantise. Not given: one per physical core.",
+            help="Threads that quantise. Not given: one per physical core, as far as a container's"
+            " limit allows.",
             show_default=False,
         ),
     ] = None,

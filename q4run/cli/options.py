@@ -87,7 +87,8 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
-        help="Threads that compute. Not given: one per physical core.",
+        help="Threads that compute. Not given: one per physical core, as far as a container's"
+        " limit allows.",
         rich_help_panel=_MODEL_PANEL,
         show_default=False,
     ),
