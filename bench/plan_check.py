@@ -3,11 +3,11 @@
     python -m q4run.bench.plan_check MODEL:BUDGET[:LIMIT] ... [--prompt 512] [--tokens 64]
                                      [--runs 1] [--json FILE]
 
-Each case is planned, with the machine measured anew, and run in processes of its own: the page
-cache is dropped, and a prompt and given tokens run twice, cold and warm. The disk is measured
-before and after each, and the plan goes by the mean: what a shared machine's disk gives changes
-from minute to minute, which no plan can know. LIMIT is memory that is enforced, page cache included
-(Linux, as root); the plan then is for a machine of so much RAM.
+Each case is planned, with the machine measured anew, and run in a process of its own: the page
+cache is dropped, and a prompt and given tokens run twice, cold and warm. It is planned again after
+each run, and the mean of the plans counts: what a shared machine gives changes from minute to
+minute, which no plan can know. LIMIT is memory that is enforced, page cache included (Linux, as
+root); the plan then is for a machine of so much RAM.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from q4run.bench import compare, speed
 from q4run.bench.arguments import count, size
+from q4run.bench.provenance import command_line, provenance
 from q4run.bench.tables import console, number, percent
 from q4run.budget import USUAL_INTERPRETER
 from q4run.cli.errors import describe
@@ -35,12 +35,12 @@ from q4run.errors import Error
 from q4run.gguf_file import open_gguf
 from q4run.memory import format_size
 from q4run.planning.advice import Planner, Ram, make_planner
-from q4run.planning.machine_speed import Given, disk_speed
+from q4run.planning.machine_speed import Given
 
 # What the README promises: within this, of the measurement.
 DECODE_WITHIN, MEMORY_WITHIN = 0.25, 0.05
 
-Result = dict[str, Any]
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,38 @@ class Case:
     limit: int | None = None
 
 
+@dataclass(frozen=True)
+class Result:
+    """A case begun ``cold`` or ``warm``, what was foretold and what was measured.
+
+    ``predicted`` and ``measured``: ``decode`` and ``prompt`` in tokens per second, ``peak`` in
+    bytes, and the ``hit_rate`` of decoding. disk: bytes per second as each plan had it.
+    """
+
+    model: str
+    ram_budget: int
+    limit: int | None
+    start: str
+    io: str
+    threads: int
+    disk: list[float]
+    predicted: Figures
+    measured: Figures
+
+    def error(self, name: str) -> float:
+        """How far a forecast is from its measurement, as a share of that."""
+        return abs(self.predicted[name] / self.measured[name] - 1)
+
+
 def check(
     case: Case, *, n_prompt: int, n_tokens: int, runs: int, threads: int | None = None
 ) -> list[Result]:
-    """What was foretold and what was measured (the median of ``runs``), cold and warm.
+    """The medians of ``runs``, cold and warm. Raises Error where the case does not fit or a run
+    fails."""
 
-    ``decode`` and ``prompt`` in tokens per second, ``peak`` in bytes, ``hit_rate`` of decoding.
-    Raises Error where the case does not fit or a run fails.
-    """
-    planner = _planner(case, n_prompt, n_prompt + n_tokens, threads)
+    def plan() -> Planner:
+        return _planner(case, n_prompt, n_prompt + n_tokens, threads)
+
     request = compare.Request(
         str(case.model),
         *speed.choose_tokens(case.model, n_prompt, n_tokens),
@@ -71,13 +94,17 @@ def check(
         passes=2,
         watch_disk=False,
     )
-    figures, disks = [], [planner.machine.disk]
+    figures, plans = [], [plan()]
     for _ in range(runs):
         figures += compare.run_in_turn(request, runs=1, limit=case.limit)[compare.Q4RUN]
-        disks.append(disk_speed(planner.file.parts, anew=True))
-    planner.machine = replace(planner.machine, disk=statistics.mean(disks))
+        plans.append(plan())
+    foretold = [_foretell(planner, case.budget) for planner in plans]
     results = []
-    for start, predicted in _foretell(planner, case.budget).items():
+    for start in ("cold", "warm"):
+        predicted = {
+            name: statistics.mean(told[start][name] for told in foretold)
+            for name in foretold[0][start]
+        }
         of_start = [run for run in figures if run["start"] == start]
         measured = {
             "decode": statistics.median(run["decode"]["tok_s"] for run in of_start),
@@ -86,17 +113,17 @@ def check(
             "hit_rate": statistics.median(run["experts"]["hit_rate"] for run in of_start),
         }
         results.append(
-            {
-                "model": case.model.name,
-                "ram_budget": case.budget,
-                "limit": case.limit,
-                "io": of_start[0]["io"],
-                "threads": of_start[0]["threads"],
-                "start": start,
-                "disk": disks,
-                "predicted": predicted,
-                "measured": measured,
-            }
+            Result(
+                model=case.model.name,
+                ram_budget=case.budget,
+                limit=case.limit,
+                start=start,
+                io=of_start[0]["io"],
+                threads=of_start[0]["threads"],
+                disk=[planner.machine.disk for planner in plans],
+                predicted=predicted,
+                measured=measured,
+            )
         )
     return results
 
@@ -118,7 +145,7 @@ def _planner(case: Case, n_prompt: int, context: int, threads: int | None) -> Pl
     return planner
 
 
-def _foretell(planner: Planner, budget: int) -> dict[str, Result]:
+def _foretell(planner: Planner, budget: int) -> dict[str, Figures]:
     row = planner.row(budget)
     told, peak = row.forecast, row.memory.total + USUAL_INTERPRETER
     return {
@@ -137,9 +164,9 @@ def _foretell(planner: Planner, budget: int) -> dict[str, Result]:
     }
 
 
-def errors_of(results: list[Result], name: str) -> list[float]:
-    """How far each prediction is from its measurement, as a share of that."""
-    return [abs(r["predicted"][name] / r["measured"][name] - 1) for r in results]
+def results_of(content: dict[str, Any]) -> list[Result]:
+    """What ``--json`` has written. Raises TypeError or KeyError for anything else."""
+    return [Result(**case) for case in content["cases"]]
 
 
 def table_of(results: list[Result]) -> Table:
@@ -156,9 +183,9 @@ def table_of(results: list[Result]) -> Table:
     for _, heading, _ in columns:
         table.add_column(heading, justify="right")
     for result in results:
-        cells = [result["model"], format_size(result["ram_budget"]), result["start"], result["io"]]
+        cells = [result.model, format_size(result.ram_budget), result.start, result.io]
         for name, _, write in columns:
-            told, was = result["predicted"][name], result["measured"][name]
+            told, was = result.predicted[name], result.measured[name]
             ratio = f" ({told / was:.2f})" if was and name != "hit_rate" else ""
             cells.append(f"{write(told)} / {write(was)}{ratio}")
         table.add_row(*cells)
@@ -167,7 +194,8 @@ def table_of(results: list[Result]) -> Table:
 
 def summary_of(results: list[Result]) -> str:
     """How many predictions are within what is promised."""
-    decode, peak = errors_of(results, "decode"), errors_of(results, "peak")
+    decode = [result.error("decode") for result in results]
+    peak = [result.error("peak") for result in results]
     return (
         f"Decoding within {percent(DECODE_WITHIN)} in {sum(e <= DECODE_WITHIN for e in decode)} of"
         f" {len(results)}, memory within {percent(MEMORY_WITHIN)} in"
@@ -213,7 +241,9 @@ def main(words: list[str] | None = None) -> None:
         console().print(table_of(results))
         console().print(summary_of(results))
         if arguments.json:
-            found = {"date": date.today().isoformat(), "cases": results}
+            words = sys.argv[1:] if words is None else words
+            command = command_line("python -m q4run.bench.plan_check", words)
+            found = provenance(command) | {"cases": [asdict(r) for r in results]}
             arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     except KeyboardInterrupt:
         sys.exit(130)

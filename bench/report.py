@@ -3,14 +3,14 @@
     python -m q4run.bench.report [--check | --commands] [--root FOLDER]
 
 Run at the top of the repository. bench/results/NAME.json are the measurements, each as the command
-wrote it that it names; the pages bench/results/NAME.md and the blocks of README.md that stand
-between `<!-- figures: NAME -->` and `<!-- /figures -->` are made of them. To measure something
-again: run its command (--commands lists them), put the JSON in the place of the old one, and run
-this. Paths of the machine in a new JSON become names of files. --check writes nothing, tells what
-is stale and then exits with status 1.
+wrote it that it names; the pages bench/results/NAME.md and the blocks of README.md and docs/ that
+stand between `<!-- figures: NAME -->` and `<!-- /figures -->` are made of them. To measure
+something again: run its command (--commands lists them), put the JSON in the place of the old one,
+and run this. Paths of the machine in a new JSON become names of files. --check writes nothing,
+tells what is stale and then exits with status 1.
 
 What the pages say is in results_pages.py, what the README says in readme_figures.py; a new block
-is a function there and its name in BLOCKS.
+is a function there and its name in BLOCKS. documents.py says which blocks a document has.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from q4run.bench.documents import DOCUMENTS, Blocks
 from q4run.bench.provenance import without_paths
-from q4run.bench.readme_figures import BLOCKS
 from q4run.bench.recipes import preparation
 from q4run.bench.results_pages import PAGES
 from q4run.bench.stored import Record, Results
@@ -52,11 +52,11 @@ def changes(root: Path) -> list[Change]:
     """What rebuilding would write below ``root``.
 
     Raises Error, of one line, for a measurement that is absent, not as its benchmark writes it or
-    used by nothing, and for a README whose marks are not those of all blocks.
+    used by nothing, and for a document whose marks are not those of all its blocks.
     """
     results = Results(root / _RESULTS)
     pages = {name: "\n\n".join(make(results)) + "\n" for name, make in PAGES.items()}
-    readme = _readme(root / "README.md", results)
+    documents = [_document(root / name, blocks, results) for name, blocks in DOCUMENTS.items()]
     if results.unread:
         raise Error(
             f"{results.folder / results.unread[0]}.json: nothing is made of it; use it in"
@@ -64,17 +64,17 @@ def changes(root: Path) -> list[Change]:
         )
     found = [Change(results.folder / f"{name}.md", text) for name, text in pages.items()]
     found += [_tidied(results.record(name)) for name in results.names]
-    return [change for change in (*found, readme) if _read(change.path) != change.text]
+    return [change for change in (*found, *documents) if _read(change.path) != change.text]
 
 
-def _readme(path: Path, results: Results) -> Change:
-    """The README with all blocks made anew."""
+def _document(path: Path, blocks: Blocks, results: Results) -> Change:
+    """A document with all its blocks made anew."""
     text = _read(path)
     if text is None:
         raise Error(f"{path}: there is no such file; run this at the top of the repository")
     parts, stale, end = [], [], 0
-    for name, start, stop in _blocks(path, text):
-        made = "\n\n".join(BLOCKS[name](results)) + "\n"
+    for name, start, stop in _find(path, text, blocks):
+        made = "\n\n".join(blocks[name](results)) + "\n"
         if text[start:stop] != made:
             stale.append(name)
         parts += [text[end:start], made]
@@ -82,7 +82,7 @@ def _readme(path: Path, results: Results) -> Change:
     return Change(path, "".join([*parts, text[end:]]), tuple(stale))
 
 
-def _blocks(path: Path, text: str) -> Iterator[tuple[str, int, int]]:
+def _find(path: Path, text: str, blocks: Blocks) -> Iterator[tuple[str, int, int]]:
     """Each block's name and where in the text its content begins and ends."""
     names: list[str] = []
     begun = None
@@ -93,15 +93,15 @@ def _blocks(path: Path, text: str) -> Iterator[tuple[str, int, int]]:
         if name is None:
             yield names[-1], begun or 0, mark.start()
             begun = None
-        elif name not in BLOCKS or name in names:
-            why = "is there twice" if name in names else "is no block of bench/readme_figures.py"
+        elif name not in blocks or name in names:
+            why = "is there twice" if name in names else "is no block of bench/documents.py"
             raise Error(f"{path}: '{mark[0].strip()}' {why}; take it out")
         else:
             names.append(name)
             begun = mark.end()
     if begun is not None:
         raise Error(f"{path}: '<!-- figures: {names[-1]} -->' has no '<!-- /figures -->' after it")
-    if missing := [name for name in BLOCKS if name not in names]:
+    if missing := [name for name in blocks if name not in names]:
         raise Error(
             f"{path}: has no '<!-- figures: {missing[0]} -->' with '<!-- /figures -->' after it;"
             " put both, each on a line of its own, where these figures belong"

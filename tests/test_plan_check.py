@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from q4run.bench.plan_check import errors_of, summary_of, table_of
+from q4run.bench.plan_check import Result, results_of, summary_of, table_of
 from q4run.bench.tables import console
 
 BOX = files("q4run.box") / "tiny-llama4.gguf"
@@ -21,19 +21,19 @@ def plan_check(*words) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def result(told: float, was: float, **others):
+def result(told: float, was: float, **others) -> Result:
     figures = {"prompt": 100.0, "peak": 2e9, "hit_rate": 0.5}
-    return {
-        "model": "m.gguf", "ram_budget": 10**9, "limit": None, "io": "pread", "threads": 2,
-        "start": "cold", "disk": [1e9, 1e9],
-        "predicted": figures | {"decode": told}, "measured": figures | {"decode": was} | others,
-    }  # fmt: skip
+    return Result(
+        model="m.gguf", ram_budget=10**9, limit=None, start="cold", io="pread", threads=2,
+        disk=[1e9, 1e9], predicted=figures | {"decode": told},
+        measured=figures | {"decode": was} | others,
+    )  # fmt: skip
 
 
 def test_errors_are_shares_of_the_measurement():
     results = [result(10, 8), result(6, 8), result(12, 8, peak=1e9)]
-    assert errors_of(results, "decode") == pytest.approx([0.25, 0.25, 0.5])
-    assert errors_of(results, "peak") == pytest.approx([0, 0, 1])
+    assert [one.error("decode") for one in results] == pytest.approx([0.25, 0.25, 0.5])
+    assert [one.error("peak") for one in results] == pytest.approx([0, 0, 1])
     assert "Decoding within 25 % in 2 of 3, memory within 5 % in 2" in summary_of(results)
 
 
@@ -60,6 +60,7 @@ def test_a_model_is_planned_and_run(tmp_path):
             assert case[told]["decode"] > 0
         assert case["measured"]["peak"] > 12_000_000
     assert "Decoding within 25 %" in done.stdout
+    assert [one.start for one in results_of(json.loads(out.read_text()))] == ["cold", "warm"]
 
 
 @pytest.mark.parametrize(

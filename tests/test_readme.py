@@ -1,4 +1,4 @@
-"""Every command in the README, as it stands there, on a tiny model in its place."""
+"""Every command in README and docs, as it stands there, on a tiny model in its place."""
 
 import re
 import shlex
@@ -16,13 +16,19 @@ README = (ROOT / "README.md").read_text()
 CHECKPOINT = "Llama-4-Scout-17B-16E-Instruct"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+DOCS = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "experiments.md")
+# What a page's reader has, where the page does not make it itself.
+CONVERT = ["-m", "q4run", "convert", CHECKPOINT, "model.gguf", "--type", "q8_0"]
 
 
-def commands() -> list[list[str]]:
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text: str = README) -> list[list[str]]:
     """Python's arguments for every command of q4run's in a block of commands, in order."""
-    lines = "\n".join(blocks("bash")).replace("&&", "\n").splitlines()
+    joined = "\n".join(blocks("bash", text)).replace("\\\n", " ")
+    lines = joined.replace("&&", "\n").splitlines()
     words = [shlex.split(line) for line in lines]
     return [
         ["-m", "q4run", *line[1:]] if line[0].endswith("q4run") else line[1:]
@@ -34,9 +40,13 @@ def commands() -> list[list[str]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
+    prepare(folder)
+    return folder
+
+
+def prepare(folder: Path) -> None:
     make_checkpoint("llama4_quantisable", folder / CHECKPOINT)
     (folder / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 40)
-    return folder
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -60,11 +70,28 @@ def test_the_commands_work_in_their_order(folder):
         assert done.returncode == 0, (arguments, done.stderr)
 
 
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_work_in_their_order(page, tmp_path):
+    found = commands(page.read_text())
+    if not found:
+        assert page.name == "README.md", "a page without a command"
+        return
+    prepare(tmp_path)
+    for arguments in found if CONVERT in found else [CONVERT, *found]:
+        done = run(arguments, tmp_path)
+        assert done.returncode == 0, (arguments, done.stderr)
+
+
+def test_pages_link_to_what_is_there():
+    for page in [ROOT / "README.md", *DOCS]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), (page, target)
+
+
 def test_the_python_example_works(folder):
     (example,) = blocks("python")
     if not (folder / "model.gguf").exists():
-        convert = ["-m", "q4run", "convert", CHECKPOINT, "model.gguf", "--type", "q8_0"]
-        assert run(convert, folder).returncode == 0
+        assert run(CONVERT, folder).returncode == 0
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False
     )

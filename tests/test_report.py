@@ -12,8 +12,8 @@ import pytest
 
 import q4run
 from q4run.bench import bench_runs, report
+from q4run.bench.documents import DOCUMENTS
 from q4run.bench.prose import code, how_often, in_words, paragraph
-from q4run.bench.readme_figures import BLOCKS
 from q4run.bench.recipes import preparation
 from q4run.bench.results_pages import PAGES
 from q4run.bench.stored import Results
@@ -27,7 +27,9 @@ STORED = sorted(path.stem for path in (ROOT / "bench/results").glob("*.json"))
 def root(tmp_path) -> Path:
     """A copy of all that the report reads and writes."""
     shutil.copytree(ROOT / "bench/results", tmp_path / "bench/results")
-    shutil.copy(ROOT / "README.md", tmp_path)
+    for name in DOCUMENTS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
@@ -362,6 +364,7 @@ def test_types_keep_their_order():
 
 def test_blocks_are_made_of_what_is_stored():
     results = Results(ROOT / "bench/results")
-    for make in (*BLOCKS.values(), *PAGES.values()):
+    blocks = [make for blocks in DOCUMENTS.values() for make in blocks.values()]
+    for make in (*blocks, *PAGES.values()):
         assert all(make(results))
     assert results.unread == []
