@@ -22,9 +22,11 @@ from q4run.bench import llama_cpp_speed
 from q4run.bench.figures import Figures
 from q4run.bench.limits import drop_from_page_cache, inside, memory_cgroup
 from q4run.budget import INTERPRETER_ALLOWANCE
+from q4run.cores import choose_threads
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
 from q4run.memory import format_size
+from q4run.model import prepare_kernels
 
 Q4RUN = "q4run"
 PLAIN = "q4run, pread + LRU"
@@ -34,7 +36,7 @@ _BUDGET_SHARE = 0.98
 # For a killed process to give its memory back.
 _PATIENCE_S = 30.0
 
-# Hears of the program that runs now, of the processes that are over, and of all.
+# Hears of the program or the stage that runs now, of what of it is over, and of all.
 Progress = Callable[[str, int, int], None]
 
 
@@ -61,6 +63,12 @@ class Request:
     passes: int = 1
     repack: bool = True
     watch_disk: bool = True
+
+
+def compile_kernels(request: Request, progress: Progress | None = None) -> None:
+    """Compiles what a run will take, the first time on a machine, so that no run's time has it."""
+    threads = choose_threads(request.threads)
+    prepare_kernels(open_gguf(request.model), request.kv_type, threads, progress)
 
 
 def run_in_turn(

@@ -10,6 +10,15 @@ from typing import Any
 Figures = dict[str, Any]
 
 
+def summary_of(runs: list[Figures]) -> Figures:
+    """``median_of`` the runs, with the least and the most of the speeds, and all runs."""
+    spread = {}
+    for phase in ("prefill", "decode"):
+        speeds = [run[phase]["tok_s"] for run in runs]
+        spread[phase] = {"least": min(speeds), "most": max(speeds)}
+    return median_of(runs) | {"spread": spread, "runs": runs}
+
+
 def median_of(runs: list[Figures]) -> Figures:
     """One run's figures, each the median over the runs; of peak memory, the most."""
     return _median(runs) | {"peak_rss": max(run["peak_rss"] for run in runs)}

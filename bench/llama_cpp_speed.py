@@ -58,6 +58,7 @@ def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
             "io": "mmap",
             "ram_budget": None,
             "start": "warm" if i or n_uncounted else "cold",
+            "from_disk_share": None,
             "prefill": {
                 "tokens": len(prompt),
                 "tok_s": len(prompt) / prompt_s,
@@ -77,7 +78,10 @@ def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
             "load_s": load_s,
             "first_token_s": passes[0][0],
             "peak_rss": peak_rss(),
-            "experts": {"hit_rate": None, "bytes_read": None, "read_gb_s": None, "wait_s": None},
+            "experts": dict.fromkeys(
+                ("count", "slots", "hit_rate", "bytes_read", "read_gb_s", "wait_s")
+            ),
+            "notes": [],
         }
         for i, (prompt_s, decode_s, read) in enumerate(passes[n_uncounted:])
     ]

@@ -39,6 +39,7 @@ def measure(
     runs: int = 1,
     warm_up: bool = True,
     watch_disk: bool = True,
+    load_disk_bytes: int | None = None,
 ) -> list[Figures]:
     """Runs ``prompt`` in batches and then ``continuation`` token by token, as often as asked.
 
@@ -48,13 +49,18 @@ def measure(
     read over all the time that decoding took. ``floor_bytes`` are those of the experts that had to
     come from disk: of a prompt in all, in decoding per token. ``read_limit_ratio`` is left to
     whoever knows the limit. watch_disk: whether ``busy_share``, the disk's share in the waiting, is
-    looked at, by a thread of its own.
+    looked at, by a thread of its own. load_disk_bytes: what loading fetched from disk, if somebody
+    looked; ``from_disk_share`` then tells how much of what loading and a cold run had to read came
+    from disk, and not from the page cache.
     """
     n_bytes = weight_bytes_per_token(model.path)
+    kept_bytes = kept_weight_bytes(model.path)
     nothing_waits = warm_up and model.plan.all_resident
     files = open_gguf(model.path).parts if watch_disk and not nothing_waits else ()
     with DiskWatch(files, lambda: model.store.is_waiting) as watch:
-        phases = [_run(model, watch, prompt, continuation) for _ in range(warm_up + runs)]
+        phases = [_run(model, watch, prompt, continuation)]
+        used_bytes = _used_bytes(model)
+        phases += [_run(model, watch, prompt, continuation) for _ in range(warm_up + runs - 1)]
     return [
         {
             "model": str(model.path),
@@ -62,6 +68,9 @@ def measure(
             "io": model.io,
             "ram_budget": model.plan.budget,
             "start": "warm" if i or warm_up else "cold",
+            "from_disk_share": None
+            if i or warm_up
+            else _from_disk_share(kept_bytes, used_bytes, load_disk_bytes, prefill, decode),
             "prefill": {
                 "tokens": len(prompt),
                 "tok_s": len(prompt) / prefill.seconds,
@@ -84,6 +93,8 @@ def measure(
             "first_token_s": phases[0][0].seconds,
             "peak_rss": decode.stats.peak_rss,
             "experts": {
+                "count": model.plan.n_experts,
+                "slots": model.plan.n_slots,
                 "hit_rate": decode.stats.hit_rate,
                 "bytes_read": decode.stats.bytes_read,
                 "read_gb_s": decode.stats.bytes_read / decode.seconds / 1e9,
@@ -134,6 +145,31 @@ def _timed(model: Model, watch: DiskWatch, work: Callable[[], object]) -> _Phase
     )
 
 
+def _from_disk_share(
+    kept_bytes: int, used_bytes: int, load_disk_bytes: int | None, *phases: _Phase
+) -> float | None:
+    """By the kernel's count, of all that a process must have read so far: the weights that stay in
+    RAM, and once each expert that it used."""
+    counts = [phase.disk_bytes for phase in phases]
+    known = [n_bytes for n_bytes in counts if n_bytes is not None]
+    if load_disk_bytes is None or len(known) < len(counts):
+        return None
+    # Reading ahead, the kernel fetches experts while the rest is loaded; so the share of loading
+    # alone cannot tell of them, and that of all of it not of experts that were read twice.
+    of_loading = load_disk_bytes / kept_bytes
+    of_all = (load_disk_bytes + sum(known)) / (kept_bytes + used_bytes)
+    return min(1.0, of_loading, of_all)
+
+
+def _used_bytes(model: Model) -> int:
+    """What the experts used so far take in the file."""
+    matrices_of = model.store.layout.layers
+    return sum(
+        sum(count > 0 for count in counts) * sum(matrix.n_bytes for matrix in matrices_of[layer])
+        for layer, counts in model.store.uses.items()
+    )
+
+
 def _expert_bytes(model: Model) -> int:
     """What all experts take in the file."""
     return model.store.layout.n_bytes
@@ -166,22 +202,38 @@ def _token_floor(model: Model, hit_rate: float | None) -> float | None:
 
 
 def weight_bytes_per_token(path: Path) -> int | None:
-    """Bytes of weights that a decoded token is multiplied with, wherever they come from.
-
-    All but the embedding table, of which it takes one row (all of it where it is the output too),
-    and of the routed experts those used. None where the file does not say how many that is.
-    """
+    """Bytes of weights that a decoded token is multiplied with, wherever they come from: those that
+    stay in RAM and, of the routed experts, those used. None where the file does not say how many
+    that is."""
     summary = summarize(open_gguf(path))
-    by_class = {label: figures["bytes"] for label, figures in summary["classes"].items()}
-    n_bytes: int = summary["bytes"]
-    if "output" in by_class:
-        n_bytes -= by_class.get("embedding", 0)
+    routed = 0
     if experts := summary["experts"]:
         if experts["used"] is None:
             return None
-        unused = experts["count"] - experts["used"]
-        n_bytes -= by_class.get(EXPERTS, 0) * unused // experts["count"]
-    return n_bytes
+        n_bytes = summary["classes"].get(EXPERTS, {"bytes": 0})["bytes"]
+        routed = n_bytes - n_bytes * (experts["count"] - experts["used"]) // experts["count"]
+    return kept_weight_bytes(path) + routed
+
+
+def kept_weight_bytes(path: Path) -> int:
+    """Bytes in the file of the weights that are loaded and stay: all but the routed experts and the
+    embedding table, of which a token takes one row (all of it where it is the output too)."""
+    summary = summarize(open_gguf(path))
+    by_class = {label: figures["bytes"] for label, figures in summary["classes"].items()}
+    n_bytes: int = summary["bytes"] - by_class.get(EXPERTS, 0)
+    return n_bytes - by_class.get("embedding", 0) if "output" in by_class else n_bytes
+
+
+def what_to_know(model: Model) -> list[str]:
+    """What a person should be told of a loaded model; grows when memory becomes short."""
+    notes = list(model.notes)
+    if model.plan.n_experts and not model.plan.all_resident:
+        notes.insert(0, f"Experts are read by {model.io}: {model.io_reason}.")
+    planned = model.plan.n_slots
+    model.tell_of_slots(
+        lambda n_slots: notes.append(f"Memory was short: room for {n_slots} of {planned} experts.")
+    )
+    return notes
 
 
 def main() -> None:
@@ -190,6 +242,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     printed: object
     try:
+        read = disk_bytes()
         with q4run.load(
             request["model"],
             ram_budget=request["ram_budget"],
@@ -200,14 +253,17 @@ def main() -> None:
             context=request["context"],
             kv_type=request["kv_type"],
         ) as model:
-            printed = measure(
+            notes = what_to_know(model)
+            figures = measure(
                 model,
                 request["prompt"],
                 request["continuation"],
                 runs=request["passes"],
                 warm_up=request["warm_up"],
                 watch_disk=request["watch_disk"],
+                load_disk_bytes=difference(read, disk_bytes()),
             )
+            printed = [one | {"notes": notes} for one in figures]
     except (Error, OSError) as error:
         printed = {"error": str(error)}
     print(json.dumps(printed))

@@ -23,8 +23,8 @@ from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.generate import Session
-from q4run.gguf_file import open_gguf
-from q4run.kernels.formats import find_format
+from q4run.gguf_file import GGUFFile, open_gguf
+from q4run.kernels.formats import Format, find_format
 from q4run.kernels.prepare import prepare
 from q4run.kv_cache import KV_TYPES, KVCache
 from q4run.memory import available_memory, parse_size, peak_rss, total_memory
@@ -144,14 +144,7 @@ def load(
             f" {config.n_vocab} embeddings; the file was not converted properly"
         )
     template = load_chat_template(file.metadata, tokenizer)
-    formats = {fmt for tensor in file.tensors.values() if (fmt := find_format(tensor.type))}
-    in_order = sorted({fmt.in_ram for fmt in formats}, key=lambda fmt: fmt.name)
-    prepare(
-        in_order,
-        KV_TYPES[kv_type],
-        _stage(progress, "compiling kernels"),
-        n_compilers=max(1, min(threads, MOST_COMPILERS, available_memory() // COMPILER_BYTES)),
-    )
+    prepare_kernels(file, kv_type, threads, progress)
     kv_cache = KVCache(config, context, kv_type)
     method = METHODS[choice.method](file.parts, keep_cached=choice.keep_cached)
     store = ExpertStore(layout, plan.n_slots, method, cache, prefetch, writer, choice.n_readers)
@@ -176,11 +169,28 @@ def load(
     model.notes = [
         f"{fmt.name} has no kernels: such matrices are held in RAM as {fmt.in_ram.name},"
         f" {fmt.in_ram.bits_per_weight / fmt.bits_per_weight:.1f} times the size"
-        for fmt in sorted(formats, key=lambda fmt: fmt.name)
+        for fmt in sorted(_formats(file), key=lambda fmt: fmt.name)
         if fmt.in_ram is not fmt
     ]
     model.load_s = time.perf_counter() - started
     return model
+
+
+def prepare_kernels(
+    file: GGUFFile, kv_type: str, threads: int, progress: Progress | None = None
+) -> None:
+    """Makes ready the kernels that a file's types take; the first time on a machine they are
+    compiled. ``load`` does it by itself: for whoever wants that over before a clock starts."""
+    prepare(
+        sorted({fmt.in_ram for fmt in _formats(file)}, key=lambda fmt: fmt.name),
+        KV_TYPES[kv_type],
+        _stage(progress, "compiling kernels"),
+        n_compilers=max(1, min(threads, MOST_COMPILERS, available_memory() // COMPILER_BYTES)),
+    )
+
+
+def _formats(file: GGUFFile) -> set[Format]:
+    return {fmt for tensor in file.tensors.values() if (fmt := find_format(tensor.type))}
 
 
 def _open_trace(path: Path, config: ModelConfig) -> TraceWriter:

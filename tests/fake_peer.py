@@ -23,13 +23,15 @@ _SOURCE = """
     starts = ["cold", "warm"][request["warm_up"]:][:request["passes"]]
     print(json.dumps([dict(
         model=request["model"], threads=request["threads"], io="mmap", ram_budget=None, start=start,
+        from_disk_share=None, notes=[],
         prefill=dict(tokens=len(request["prompt"]), tok_s=200.0, disk_bytes={disk_bytes},
                      floor_bytes=None, once_per_chunk_bytes=None, wait_s=None, busy_share=None),
         decode=dict(tokens=len(request["continuation"]), tok_s=50.0, bytes_per_token=None,
                     read_limit_ratio=None, disk_bytes={disk_bytes}, floor_bytes=None,
                     busy_share=None),
         load_s=1.5, first_token_s=0.5, peak_rss=10**9,
-        experts=dict(hit_rate=None, bytes_read=None, read_gb_s=None, wait_s=None))
+        experts=dict(count=None, slots=None, hit_rate=None, bytes_read=None, read_gb_s=None,
+                     wait_s=None))
         for start in starts]))
 """
 

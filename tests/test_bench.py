@@ -8,6 +8,7 @@ import sys
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,7 @@ KEYS = {
     "io": str,
     "ram_budget": int,
     "start": str,
+    "from_disk_share": type(None),
     "prefill": {
         "tokens": int,
         "tok_s": float,
@@ -52,7 +54,14 @@ KEYS = {
     "load_s": float,
     "first_token_s": float,
     "peak_rss": int,
-    "experts": {"hit_rate": float, "bytes_read": int, "read_gb_s": float, "wait_s": float},
+    "experts": {
+        "count": int,
+        "slots": int,
+        "hit_rate": float,
+        "bytes_read": int,
+        "read_gb_s": float,
+        "wait_s": float,
+    },
 }
 UNKNOWN = dict.fromkeys(("floor_bytes", "once_per_chunk_bytes", "wait_s"), type(None))
 PEER_KEYS = KEYS | {
@@ -62,10 +71,16 @@ PEER_KEYS = KEYS | {
     "experts": dict.fromkeys(KEYS["experts"], type(None)),
 }
 RATIO_KEYS = {"prefill": float, "decode": float, "peak_rss": float}
-ALONE = {
-    "peer": type(None),
-    "ratio": type(None),
-    "ratio_spread": type(None),
+SPREAD_KEYS = {phase: {"least": float, "most": float} for phase in ("prefill", "decode")}
+SUMMARY_KEYS = {"notes": list, "spread": SPREAD_KEYS, "runs": list}
+ALONE = {"peer": type(None), "ratio": type(None), "ratio_spread": type(None)}
+REPORT_KEYS = KEYS | SUMMARY_KEYS | ALONE
+PAIR_KEYS = REPORT_KEYS | {
+    "peer": PEER_KEYS | SUMMARY_KEYS,
+    "ratio": RATIO_KEYS,
+    "ratio_spread": dict.fromkeys(RATIO_KEYS, list),
+}
+MADE_KEYS = {
     "read_limit": float,
     "file_bytes": int,
     "date": str,
@@ -73,12 +88,9 @@ ALONE = {
     "command": str,
     "versions": {"q4run": str},
 }
-COMPARED = ALONE | {
-    "peer": PEER_KEYS,
-    "ratio": RATIO_KEYS,
-    "ratio_spread": dict.fromkeys(RATIO_KEYS, list),
-    "versions": {"q4run": str, "llama_cpp": str},
-}
+MADE_WITH_PEER_KEYS = MADE_KEYS | {"versions": {"q4run": str, "llama_cpp": str}}
+SHARE = float if DISK_BYTES is int else type(None)
+COLD_KEYS = {"from_disk_share": SHARE}
 READ_LIMIT = 20e9
 
 
@@ -87,6 +99,17 @@ def shape_of(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: shape_of(inner) for key, inner in value.items()}
     return type(value)
+
+
+def shape_of_report(figures: Any) -> Any:
+    """``shape_of``, but where it depends on the disk: whether it was seen to be waited for."""
+    shape = shape_of(figures)
+    for one in (shape, shape["cold"], shape["cold"] and shape["cold"]["peer"]):
+        if isinstance(one, dict):
+            for phase in ("prefill", "decode"):
+                assert one[phase]["busy_share"] in (float, type(None))
+                one[phase]["busy_share"] = type(None)
+    return shape
 
 
 @pytest.fixture(scope="module")
@@ -111,21 +134,35 @@ def test_the_json_is_what_scripts_rely_on(model, known_read_limit, monkeypatch):
     monkeypatch.setattr("sys.argv", ["q4run", "bench", str(model), "--json"])
     result = bench(model, "--json")
     assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("\n") == 1
     figures = json.loads(result.stdout)
-    assert shape_of(figures) == KEYS | ALONE
-    assert figures["model"] == str(model)
+    expected = REPORT_KEYS | {"cold": REPORT_KEYS | COLD_KEYS} | MADE_KEYS
+    assert shape_of_report(figures) == expected
+    cold = figures["cold"]
+    assert (figures["start"], cold["start"]) == ("warm", "cold")
+    assert figures["model"] == cold["model"] == str(model)
     assert figures["command"] == "q4run bench model.gguf --json"
     assert figures["file_bytes"] == model.stat().st_size
     assert figures["threads"] == 1
     assert figures["prefill"]["tokens"] == 20
     assert figures["decode"]["tokens"] == 6
-    decode = figures["decode"]
-    assert decode["read_limit_ratio"] == pytest.approx(
-        decode["bytes_per_token"] * decode["tok_s"] / READ_LIMIT
-    )
-    assert min(figures[key] for key in ("load_s", "first_token_s", "peak_rss")) > 0
-    # The warm-up has brought all that the tokens need into RAM.
+    for one in (figures, cold):
+        decode = one["decode"]
+        assert decode["read_limit_ratio"] == pytest.approx(
+            decode["bytes_per_token"] * decode["tok_s"] / READ_LIMIT
+        )
+        assert min(one[key] for key in ("load_s", "first_token_s", "peak_rss")) > 0
+        speeds = [run["decode"]["tok_s"] for run in one["runs"]]
+        assert len(speeds) == 2
+        assert one["spread"]["decode"] == {"least": min(speeds), "most": max(speeds)}
+    for run, first in zip(figures["runs"], cold["runs"], strict=True):
+        assert run["load_s"] == first["load_s"]
+        assert run["first_token_s"] == first["first_token_s"]
+        assert first["first_token_s"] == pytest.approx(20 / first["prefill"]["tok_s"])
+    # The cold pass has brought all that the tokens need into RAM.
     assert figures["experts"] == {
+        "count": 16,
+        "slots": 16,
         "hit_rate": 1.0,
         "bytes_read": 0,
         "read_gb_s": 0.0,
@@ -133,26 +170,70 @@ def test_the_json_is_what_scripts_rely_on(model, known_read_limit, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("start", ["cold", "warm"])
+def test_one_start_alone(model, start, known_read_limit):
+    result = bench(model, f"--{start}", "--json")
+    assert result.exit_code == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["start"] == start
+    if start == "cold":
+        once = REPORT_KEYS | COLD_KEYS
+        assert shape_of_report(figures) == once | {"cold": once} | MADE_KEYS
+        assert figures["cold"]["decode"] == figures["decode"]
+    else:
+        assert figures["cold"] is None
+        assert re.search(r"loading, s +[\d.]+", result.stderr)
+    other = {"cold": "warm", "warm": "cold"}[start]
+    assert other not in result.stderr.splitlines()[1]
+
+
 def test_the_table_has_every_figure(model, known_read_limit):
     result = bench(model)
     assert result.exit_code == 0, result.stderr
+    both = r"[\d.]+(  \([\d.]+ to [\d.]+\))? +[\d.]+"
     for row in (
-        r"model\.gguf, 1 thread +q4run",
-        r"prompt of 20, tokens/s +[\d.]+  \([\d.]+ to [\d.]+\)",
-        r"decoding 6, tokens/s +[\d.]+",
+        r"model\.gguf, 1 thread +(cold|first) +warm",
+        r"loading, s +[\d.]+(  \([\d.]+ to [\d.]+\))? +\n",
+        r"first token, s +[\d.]+(  \([\d.]+ to [\d.]+\))? +\n",
+        rf"prompt of 20, tokens/s +{both}",
+        rf"decoding 6, tokens/s +{both}",
         r"of memory's read limit +\d+ %",
         r"weights per token +\d.* kB|MB",
-        r"experts found in RAM +100 %",
-        r"read per token +0 B",
-        r"waited for reads, s +0\.00",
-        r"loading, s +[\d.]+",
-        r"first prompt, s +[\d.]+",
+        r"experts there is room for +100 % +100 %",
+        r"experts found in RAM .* +100 %",
+        r"read per token +\d.* +0 B",
+        r"waited for reads, s .* 0\.00",
         r"peak memory +\d.* MB",
         r"memory gives 20\.0 GB/s to 1 thread",
         *([r"from disk, all of it +\d", r"from disk per token +\d"] if DISK_BYTES is int else []),
     ):
         assert re.search(row, result.stdout), row
     assert "ratio" not in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_what_was_in_the_page_cache_is_not_called_cold(model, monkeypatch, known_read_limit):
+    monkeypatch.setattr(compare, "drop_from_page_cache", lambda path: path.read_bytes())
+    result = bench(model, "--cold")
+    if DISK_BYTES is int:
+        assert re.search(r"1 thread +first", result.stdout)
+        assert re.search(r"really from disk +0 %", result.stdout)
+        assert "first, not cold: the kernel counts only 0 %" in " ".join(result.stderr.split())
+
+
+def test_where_nothing_can_be_dropped_it_says_so(model, monkeypatch, known_read_limit):
+    monkeypatch.setattr("q4run.cli.bench_report.CAN_DROP", False)
+    result = bench(model, "--cold")
+    assert re.search(r"1 thread +first", result.stdout)
+    assert "first, not cold: this system lets no program drop a file" in result.stderr
+
+
+def test_kernels_are_compiled_before_anything_is_timed(model):
+    heard = []
+    request = compare.Request(str(model), [1], [2], context=8, threads=1)
+    compare.compile_kernels(request, lambda *step: heard.append(step))
+    assert {what for what, _, _ in heard} == {"compiling kernels"}
+    assert heard[-1][1] == heard[-1][2] > 0
 
 
 def test_bytes_per_token_are_those_a_token_is_multiplied_with(model):
@@ -200,6 +281,20 @@ def test_tokens_are_within_the_vocabulary_and_always_the_same(model):
     assert speed.choose_tokens(model, 700, 50) == (prompt, continuation)
 
 
+def test_only_what_had_to_come_from_disk_counts_as_cold():
+    def phase(n_bytes: int | None) -> Any:
+        return SimpleNamespace(disk_bytes=n_bytes)
+
+    share = speed._from_disk_share
+    assert share(100, 300, 100, phase(200), phase(100)) == 1.0
+    assert share(100, 300, 250, phase(100), phase(50)) == 1.0  # read ahead while it was loaded
+    assert share(100, 300, 100, phase(100), phase(0)) == 0.5
+    assert share(100, 300, 50, phase(800), phase(800)) == 0.5  # read twice makes up for nothing
+    assert share(100, 0, 0, phase(0), phase(0)) == 0.0
+    assert share(100, 0, None, phase(0), phase(0)) is None
+    assert share(100, 0, 0, phase(0), phase(None)) is None
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -239,7 +334,8 @@ def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_lim
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python, "--json")
     assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout)
-    assert shape_of(figures) == KEYS | COMPARED
+    expected = PAIR_KEYS | {"cold": PAIR_KEYS | COLD_KEYS} | MADE_WITH_PEER_KEYS
+    assert shape_of_report(figures) == expected
     peer_figures, ratio = figures["peer"], figures["ratio"]
     assert ratio["prefill"] == pytest.approx(figures["prefill"]["tok_s"] / 200)
     assert ratio["decode"] == pytest.approx(figures["decode"]["tok_s"] / 50)
@@ -265,8 +361,8 @@ def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_lim
             "cache": "layers",
             "prefetch": "auto",
             "ram_budget": None,
-            "warm_up": True,
-            "passes": 1,
+            "warm_up": False,
+            "passes": 2,
             "repack": True,
             "watch_disk": True,
         }
@@ -294,8 +390,15 @@ def test_the_table_has_both_programs_and_the_ratios(model, peer, known_read_limi
     python, _ = peer()
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python)
     assert re.search(r"q4run +llama\.cpp +ratio", result.stdout), result.stderr
-    number = r"[\d.]+  \([\d.]+ to [\d.]+\)"
-    assert re.search(rf"decoding 6, tokens/s +{number} +50\.0 +{number}", result.stdout)
+    number = r"[\d.]+(  \([\d.]+ to [\d.]+\))?"
+    rows = re.findall(rf"decoding 6, tokens/s +{number} +50\.0 +{number}", result.stdout)
+    assert len(rows) == 2
+    assert re.search(
+        r"model\.gguf, 1 thread, (cold|first) .*model\.gguf, 1 thread, warm",
+        result.stdout,
+        re.DOTALL,
+    )
+    assert len(re.findall("loading, s", result.stdout)) == 1
     assert re.search(r"peak memory +.*MB.* 1\.00 GB +0\.\d\d", result.stdout)
 
 
@@ -438,6 +541,7 @@ def test_the_peers_script(warm_up, passes, starts, repack, tmp_path):
         ("bytes_per_token", "read_limit_ratio"), type(None)
     )
     for figures in measured:
+        assert figures.pop("notes") == []
         assert shape_of(figures) == PEER_KEYS | {"decode": expected}
         assert figures["peak_rss"] > 1 << 20
     (load, *steps) = json.loads(done.stderr.splitlines()[-1])
@@ -458,7 +562,8 @@ def test_against_llama_cpp_itself(model):
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    assert shape_of(figures) == KEYS | COMPARED
+    expected = PAIR_KEYS | {"cold": PAIR_KEYS | COLD_KEYS} | MADE_WITH_PEER_KEYS
+    assert shape_of_report(figures) == expected
     assert figures["ratio"]["decode"] == pytest.approx(
         figures["decode"]["tok_s"] / figures["peer"]["decode"]["tok_s"]
     )

@@ -1,0 +1,193 @@
+"""What ``q4run bench`` found: tables for a person, and the JSON that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from q4run.bench.figures import Figures, ratios_of, set_read_limit, summary_of
+from q4run.bench.limits import CAN_DROP
+from q4run.bench.provenance import command_line, provenance
+from q4run.bench.tables import console, number, over, percent, threads_of, with_range
+from q4run.cli.terminal import note, printable, warn
+from q4run.gguf_file import open_gguf
+from q4run.memory import format_size
+from q4run.memory_limit import read_limit
+
+COLD, WARM = "cold", "warm"
+# Less of a cold run from disk than this, and something was in the page cache after all.
+_COLD_SHARE = 0.9
+
+# Runs by program, q4run's first.
+Results = dict[str, list[Figures]]
+
+
+def report(results: Results, json_output: bool, peer: str) -> None:
+    """The tables to standard output; with ``json_output`` to standard error, and the JSON.
+
+    peer: the version of llama.cpp, where it ran too.
+    """
+    ours = next(iter(results.values()))
+    limit = read_limit(ours[0]["threads"])
+    for runs in results.values():
+        set_read_limit(runs, limit, ours[0]["decode"]["bytes_per_token"])
+    for remark in dict.fromkeys(remark for run in ours for remark in run["notes"]):
+        note(remark)
+    starts = _by_start(results)
+    terminal = console(stderr=json_output)
+    for table in tables_of(starts):
+        terminal.print(table)
+    terminal.print(
+        f"Medians of the runs (least to most); memory gives {limit / 1e9:.1f} GB/s to"
+        f" {threads_of(ours[0])}.",
+        style="dim",
+    )
+    if COLD in starts and (why := why_not_cold(starts[COLD])):
+        warn(why)
+    if json_output:
+        made = {
+            "read_limit": limit,
+            "file_bytes": open_gguf(Path(ours[0]["model"])).size,
+            **provenance(command_line("q4run", sys.argv[1:]), peer),
+        }
+        print(json.dumps(json_of(starts) | made))
+
+
+def _by_start(results: Results) -> dict[str, Results]:
+    """The runs that began cold and those that began warm, where there are such."""
+    starts = {
+        start: {
+            name: [run for run in runs if run["start"] == start] for name, runs in results.items()
+        }
+        for start in (COLD, WARM)
+    }
+    return {start: chosen for start, chosen in starts.items() if all(chosen.values())}
+
+
+def json_of(starts: dict[str, Results]) -> Figures:
+    """The warm figures, or the cold ones where nothing ran warm; under "cold" the cold ones."""
+    figures = {start: _json_of_start(results) for start, results in starts.items()}
+    cold = figures.get(COLD)
+    return (figures.get(WARM) or figures[COLD]) | {"cold": cold and dict(cold)}
+
+
+def _json_of_start(results: Results) -> Figures:
+    ours, *peers = results.values()
+    figures = summary_of(ours) | {"peer": None, "ratio": None, "ratio_spread": None}
+    if peers:
+        ratios = ratios_of(ours, peers[0])
+        figures["peer"] = summary_of(peers[0])
+        figures["ratio"] = {name: statistics.median(values) for name, values in ratios.items()}
+        figures["ratio_spread"] = {name: [min(v), max(v)] for name, v in ratios.items()}
+    return figures
+
+
+def why_not_cold(results: Results) -> str | None:
+    """Why what ran first was not really cold; None where it was."""
+    if not CAN_DROP:
+        return (
+            "first, not cold: this system lets no program drop a file from the page cache, so what"
+            " was left there was found there"
+        )
+    shares = [run["from_disk_share"] for run in next(iter(results.values()))]
+    known = [share for share in shares if share is not None]
+    if known and min(known) < _COLD_SHARE:
+        return (
+            f"first, not cold: the kernel counts only {percent(min(known))} of what was read as"
+            " read from disk; another program has the file in use, or the kernel does not count"
+            " this file system"
+        )
+    return None
+
+
+def tables_of(starts: dict[str, Results]) -> list[Table]:
+    """One table with a column for each start; beside a peer, a table for each start."""
+    names = {start: start for start in starts}
+    if COLD in starts and why_not_cold(starts[COLD]):
+        names[COLD] = "first"
+    programs = list(next(iter(starts.values())))
+    if len(programs) > 1:
+        return [
+            _table(results, f"{{}}, {names[start]}", with_start=start == COLD or len(starts) == 1)
+            for start, results in starts.items()
+        ]
+    columns = {names[start]: results[programs[0]] for start, results in starts.items()}
+    return [_table(columns, "{}", with_start=True)]
+
+
+def _table(columns: Results, heading: str, *, with_start: bool) -> Table:
+    """with_start: whether the rows of what happens once a process are wanted."""
+    first, *others = columns.values()
+    table = Table(box=box.SIMPLE_HEAD)
+    what = f"{Path(first[0]['model']).name}, {threads_of(first[0])}"
+    table.add_column(printable(heading.format(what)))
+    for name in columns:
+        table.add_column(name, justify="right")
+    is_pair = bool(others) and first[0]["start"] == others[0][0]["start"]
+    ratios = ratios_of(first, others[0]) if is_pair else None
+    if ratios:
+        table.add_column("ratio", justify="right")
+    for label, value, write, ratio in _rows(first[0]):
+        cells = [_cell([value(run) for run in runs], write) for runs in columns.values()]
+        if label in _ONCE:
+            # A process's later passes have the same: it is told where it happened.
+            cells[1:] = cells[1:] if is_pair else [""] * len(others)
+            if not with_start:
+                continue
+        if any(cells):
+            if ratios:
+                cells.append(with_range(ratios[ratio], number) if ratio else "")
+            table.add_row(label, *cells)
+    return table
+
+
+def _cell(values: list[float | None], write: Callable[[float], str]) -> str:
+    """Sizes hardly vary, and two columns of them with their ranges would not fit a terminal."""
+    known = [value for value in values if value is not None]
+    if write is format_size and known:
+        return format_size(statistics.median(known))
+    return with_range(known, write)
+
+
+_Value = Callable[[Figures], float | None]
+_Row = tuple[str, _Value, Callable[[float], str], str | None]
+_ONCE = ("loading, s", "first token, s")
+
+
+def _rows(first: Figures) -> list[_Row]:
+    """Each row's label, its number in a run's figures, how that is written, its ratio's name."""
+    n_prompt, n_decode = first["prefill"]["tokens"], first["decode"]["tokens"]
+
+    def read_per_token(run: Figures) -> float | None:
+        return over(run["experts"]["bytes_read"], n_decode)
+
+    def from_disk_per_token(run: Figures) -> float | None:
+        return over(run["decode"]["disk_bytes"], n_decode)
+
+    def in_ram(run: Figures) -> float | None:
+        return over(run["experts"]["slots"], run["experts"]["count"])
+
+    return [
+        ("loading, s", lambda r: r["load_s"], number, None),
+        ("first token, s", lambda r: r["first_token_s"], number, None),
+        ("really from disk", lambda r: r["from_disk_share"], percent, None),
+        (f"prompt of {n_prompt}, tokens/s", lambda r: r["prefill"]["tok_s"], number, "prefill"),
+        ("  waited for reads, s", lambda r: r["prefill"]["wait_s"], number, None),
+        ("  from disk, all of it", lambda r: r["prefill"]["disk_bytes"], format_size, None),
+        (f"decoding {n_decode}, tokens/s", lambda r: r["decode"]["tok_s"], number, "decode"),
+        ("  of memory's read limit", lambda r: r["decode"]["read_limit_ratio"], percent, None),
+        ("  weights per token", lambda r: r["decode"]["bytes_per_token"], format_size, None),
+        ("  experts there is room for", in_ram, percent, None),
+        ("  experts found in RAM", lambda r: r["experts"]["hit_rate"], percent, None),
+        ("  read per token", read_per_token, format_size, None),
+        ("  from disk per token", from_disk_per_token, format_size, None),
+        ("  waited for reads, s", lambda r: r["experts"]["wait_s"], number, None),
+        ("  disk busy meanwhile", lambda r: r["decode"]["busy_share"], percent, None),
+        ("peak memory", lambda r: r["peak_rss"], format_size, "peak_rss"),
+    ]
