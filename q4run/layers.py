@@ -17,6 +17,7 @@ from q4run.kernels.threads.pool import Pool
 from q4run.kv_cache import LayerCache
 from q4run.mixture_of_experts import MixtureOfExperts
 from q4run.models.config import AttentionConfig, LayerConfig, ModelConfig
+from q4run.timeline import ATTENTION, EXPERTS, FEED_FORWARD, Timeline
 from q4run.weights import WeightReader
 from q4run.workspace import Workspace, flat_input, if_useful
 
@@ -130,6 +131,8 @@ class Layer:
         store: ExpertStore,
         workspace: Workspace,
     ) -> None:
+        self._i = i
+        self._kind = EXPERTS if layer.moe else FEED_FORWARD
         self._attention = Attention(weights, i, config, layer.attention, workspace)
         self.feed_forward = (
             MixtureOfExperts(weights, i, config, layer.moe, store, workspace)
@@ -137,10 +140,21 @@ class Layer:
             else DenseFeedForward(weights, i, config, layer.n_ff, workspace)
         )
 
-    def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> None:
+    def __call__(
+        self,
+        pool: Pool,
+        x: np.ndarray,
+        cache: LayerCache,
+        rotation: Rotation,
+        timeline: Timeline | None = None,
+    ) -> None:
         """Adds the layer's work to the stream x, float32 (n_tokens, n_embd), in place."""
         self._attention(pool, x, cache, rotation)
+        if timeline:
+            timeline.lap(ATTENTION, self._i)
         self.feed_forward(pool, x)
+        if timeline:
+            timeline.lap(self._kind, self._i)
 
 
 class Head:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ from q4run.sampling import Sampler, SamplingParameters
 from q4run.text.chat_template import ChatTemplate, load_chat_template
 from q4run.text.stream import TextStream
 from q4run.text.tokenizer import Tokenizer, load_tokenizer
+from q4run.timeline import Timeline
 from q4run.transformer import Transformer
 
 # Hears of a stage of loading ("compiling kernels", "reading weights") and its steps done, in all.
@@ -248,6 +250,16 @@ class Model:
         """Stops the reader threads and lets go of the file."""
         self.store.close()
         self._transformer.close()
+
+    @contextmanager
+    def recording(self) -> Iterator[Timeline]:
+        """Records where the time goes, as long as the context lasts."""
+        timeline = Timeline()
+        self._transformer.timeline = self.store.timeline = timeline
+        try:
+            yield timeline
+        finally:
+            self._transformer.timeline = self.store.timeline = None
 
     def tell_of_waits(self, hear: Callable[[float], None]) -> None:
         """Calls ``hear`` ten times a second while a read is waited for, with the seconds so far."""

@@ -16,6 +16,7 @@ from q4run.kv_cache import KVCache
 from q4run.layers import Head, Layer, RotaryEmbedding
 from q4run.mixture_of_experts import MixtureOfExperts
 from q4run.models.config import ModelConfig
+from q4run.timeline import EMBEDDING, HEAD, Timeline
 from q4run.weights import EmbeddingTable, WeightReader
 from q4run.workspace import Workspace
 
@@ -74,6 +75,7 @@ class Transformer:
         self.on_wait: Callable[[float], None] = lambda seconds: None
         # How far the batch under way is: its tokens times the share of the layers behind it.
         self.under_way = 0.0
+        self.timeline: Timeline | None = None
 
     def forward(
         self,
@@ -100,6 +102,8 @@ class Transformer:
         outside = [token for token in ids if not 0 <= token < self.config.n_vocab]
         if outside:
             raise Error(f"token {outside[0]} is not in the vocabulary of {self.config.n_vocab}")
+        if self.timeline:
+            self.timeline.begin_pass(len(ids))
         done = 0
         with safe_points() as check_interrupt, self._batch_for(len(ids)) as n_batch:
 
@@ -117,10 +121,15 @@ class Transformer:
                 cache.commit(n_tokens)
                 if consume:
                     self._give_logits(x[max(0, first - done) :], consume)
+                    if self.timeline:
+                        self.timeline.lap(HEAD)
                 done += n_tokens
                 x = x[-1:].copy()  # the other tokens are not needed any more
         logits = np.empty((1, self.config.n_vocab), np.float32)
         self._head(self._pool.state, x, logits)
+        if self.timeline:
+            self.timeline.lap(HEAD)
+            self.timeline.end_pass()
         return logits[0]
 
     def _give_logits(self, x: np.ndarray, consume: Consumer) -> None:
@@ -150,10 +159,12 @@ class Transformer:
         self._store.begin_pass(len(ids))
         x = self._embedding.rows(ids)
         rotation = self._rotary(cache.length, len(ids))
+        if self.timeline:
+            self.timeline.lap(EMBEDDING)
         for i, (layer, layer_cache) in enumerate(zip(self._layers, cache.layers, strict=True)):
             self.under_way = len(ids) * i / len(self._layers)
             check_interrupt()
-            layer(self._pool.state, x, layer_cache, rotation)
+            layer(self._pool.state, x, layer_cache, rotation, self.timeline)
         self._store.end_pass(len(ids))
         return x
 

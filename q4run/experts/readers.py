@@ -29,11 +29,14 @@ class Fill:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A read that is over: what it belongs to, its bytes and seconds, and why it failed."""
+    """A read that is over: what it belongs to, its bytes, the number of the thread, when it began
+    and ended (``time.perf_counter_ns``), and why it failed."""
 
     fill: Fill
     n_bytes: int
-    seconds: float
+    reader: int
+    begin: int
+    end: int
     error: BaseException | None
 
 
@@ -49,7 +52,9 @@ class Readers:
         self._threads: list[threading.Thread] = []
         try:
             for i in range(n_threads):
-                thread = threading.Thread(target=self._work, name=f"q4run-read-{i}", daemon=True)
+                thread = threading.Thread(
+                    target=self._work, args=(i,), name=f"q4run-read-{i}", daemon=True
+                )
                 thread.start()
                 self._threads.append(thread)
         except BaseException:
@@ -103,7 +108,7 @@ class Readers:
             self._ahead = deque(entry for entry in self._ahead if entry[0] is not fill)
         return mine
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         while True:
             with self._changed:
                 while not (self._urgent or self._ahead or self._closing):
@@ -111,10 +116,11 @@ class Readers:
                 if self._closing:
                     return
                 fill, read = (self._urgent or self._ahead).popleft()
-            started = time.perf_counter()
+            begin = time.perf_counter_ns()
             n_bytes, error = 0, None
             try:
                 n_bytes = read()
             except BaseException as problem:
                 error = problem
-            self.arrived.put(Arrival(fill, n_bytes, time.perf_counter() - started, error))
+            end = time.perf_counter_ns()
+            self.arrived.put(Arrival(fill, n_bytes, number, begin, end, error))

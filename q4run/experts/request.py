@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from q4run.errors import Error
 from q4run.experts.policies import Key
+from q4run.timeline import COMPUTING, WAIT, Span
 
 if TYPE_CHECKING:
     from q4run.experts.store import ExpertStore
@@ -26,6 +27,7 @@ class Request:
 
     def __init__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
         self._store = store
+        self._layer = layer
         keys = [(layer, expert) for expert in experts]
         store.forget_expected(layer, keys)
         store.use(layer, experts)
@@ -93,7 +95,7 @@ class Request:
     def _await_some(self) -> list[Key]:
         """Waits until some expert is complete; takes what else has arrived by then. Empty where
         nothing is on its way that could be, or make room for, a missing one."""
-        started = time.perf_counter()
+        begin = time.perf_counter_ns()
         self._store.is_waiting = True
         try:
             self._store.take_arrived()
@@ -106,7 +108,10 @@ class Request:
             return complete
         finally:
             self._store.is_waiting = False
-            self._store.counters.wait_s += time.perf_counter() - started
+            end = time.perf_counter_ns()
+            self._store.counters.wait_s += (end - begin) / 1e9
+            if self._store.timeline:
+                self._store.timeline.add(Span(WAIT, self._layer, COMPUTING, begin, end))
 
     def _take_complete(self) -> list[Key]:
         over = [key for key in self._awaited if not self._store.is_on_its_way(key)]

@@ -28,6 +28,7 @@ from q4run.experts.request import Request
 from q4run.experts.slots import Slots
 from q4run.experts.trace import TraceWriter
 from q4run.memory_watch import MemoryWatch
+from q4run.timeline import READ, Span, Timeline
 
 # How many experts may be read before they are asked for: these, twice as many where there are slots
 # enough, and of small ones as many as keep a fast disk busy while a layer is computed. The other
@@ -79,6 +80,7 @@ class ExpertStore:
         # Told, while a read is waited for, for how many seconds already; what it raises ends that.
         self.while_waiting: Callable[[float], None] = lambda seconds: None
         self.is_waiting = False  # whether the computation stands still for reads at this moment
+        self.timeline: Timeline | None = None
         self.layout = layout
         shape = max(layout.layers, default=-1) + 1, layout.n_expert
         # How often each expert of a layer was used: once for each batch of tokens it was used in.
@@ -256,7 +258,13 @@ class ExpertStore:
                 self.while_waiting(waited)
         fill = arrival.fill
         self.counters.bytes_read += arrival.n_bytes
-        self.counters.read_s += arrival.seconds
+        self.counters.read_s += (arrival.end - arrival.begin) / 1e9
+        if self.timeline:
+            layer, expert = fill.key
+            lane = 1 + arrival.reader
+            self.timeline.add(
+                Span(READ, layer, lane, arrival.begin, arrival.end, expert, arrival.n_bytes)
+            )
         fill.error = fill.error or arrival.error
         fill.reads_left -= 1
         if fill.reads_left:
