@@ -15,12 +15,14 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import psutil
 
 from q4run.bench import llama_cpp_speed
 from q4run.bench.figures import Figures
 from q4run.bench.limits import drop_from_page_cache, inside, memory_cgroup
+from q4run.bench.recording import Recording
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cores import choose_threads
 from q4run.errors import Error
@@ -116,6 +118,25 @@ def run_in_turn(
     return results
 
 
+def record(request: Request, limit: int | None = None) -> Recording:
+    """One recorded pass of q4run, in a process of its own: warm if ``request.warm_up``, else cold.
+
+    limit: as of ``run_in_turn``. Raises Error where it fails.
+    """
+    if limit is not None:
+        request = _within(limit, request)
+    with memory_cgroup(limit) if limit is not None else nullcontext() as group:
+        for part in () if request.warm_up else open_gguf(request.model).parts:
+            drop_from_page_cache(part)
+        command = [sys.executable, "-P", "-m", "q4run.bench.recording"]
+        if group is not None:
+            command = inside(group, command)
+        printed = _answer(Q4RUN, command, request)
+    if not isinstance(printed, dict):
+        raise Error(f"a run of {Q4RUN} printed no recording: is {command[0]} a Python?")
+    return Recording.from_json(printed)
+
+
 def plain(request: Request) -> Request:
     """The same without what is clever: buffered reads, the least recently used leaves, and nothing
     is guessed."""
@@ -134,6 +155,14 @@ def _within(limit: int, request: Request) -> Request:
 
 def _run(name: str, command: list[str], request: Request) -> list[Figures]:
     """The figures of each pass."""
+    printed = _answer(name, command, request)
+    if not isinstance(printed, list):
+        raise Error(f"a run of {name} printed no figures: is {command[0]} a Python?")
+    return printed
+
+
+def _answer(name: str, command: list[str], request: Request) -> Any:
+    """What a process says to a request, from JSON; None where that is none."""
     status, output, complaints = _communicate(command, json.dumps(asdict(request)))
     if status == -signal.SIGKILL:
         raise Error(
@@ -148,8 +177,6 @@ def _run(name: str, command: list[str], request: Request) -> list[Figures]:
         printed = None
     if isinstance(printed, dict) and "error" in printed:
         raise Error(printed["error"])
-    if not isinstance(printed, list):
-        raise Error(f"a run of {name} printed no figures: is {command[0]} a Python?")
     return printed
 
 

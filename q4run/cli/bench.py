@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -88,6 +90,26 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            metavar="FILE.json",
+            help="Record one more pass, which counts nowhere: write what was computed, waited for"
+            " and read, when, for https://ui.perfetto.dev, and draw it here.",
+            show_default=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE.png",
+            help="Draw such a pass as a picture: the use of experts, and where a token's time goes"
+            " (.png, .svg, .pdf).",
+            show_default=False,
+        ),
+    ] = None,
     json_output: options.Json = False,
     ram_budget: options.RamBudget = None,
     threads: options.Threads = None,
@@ -106,6 +128,7 @@ def bench(
     [bold]Examples[/]
       q4run bench
       q4run bench model.gguf -p 2048 -n 128 --ram-budget 8G --json
+      q4run bench model.gguf --ram-budget 8G --trace timeline.json --plot timeline.png
       q4run bench model.gguf --warm --vs llama.cpp --threads 4
       q4run bench model.gguf --vs llama.cpp --limit 3G --peer-python ~/llama/bin/python
     """
@@ -115,8 +138,9 @@ def bench(
         raise typer.BadParameter(
             f"{prompt_tokens + tokens} tokens do not fit into --context {context}"
         )
+    _check_outputs(trace, plot)
     from q4run.bench import compare, speed
-    from q4run.cli.bench_report import report
+    from q4run.cli.bench_report import draw, report
 
     model = model or model_in_the_box()
     ids = speed.choose_tokens(model, prompt_tokens, tokens)
@@ -146,7 +170,28 @@ def bench(
             limit=limit_bytes,
             progress=lambda name, done, total: waiting.update(f"measuring {name}", done, total),
         )
-    report(results, json_output, peer)
+        recording = None
+        if trace or plot:
+            waiting.update("recording", runs, runs)
+            recording = compare.record(replace(request, warm_up=is_warm), limit_bytes)
+    starts = report(results, json_output, peer)
+    if recording:
+        draw(recording, starts, trace, plot, json_output)
+
+
+def _check_outputs(trace: Path | None, plot: Path | None) -> None:
+    """Before anything is measured for minutes."""
+    from q4run.bench.outputs import check_writable
+
+    if trace is not None:
+        from q4run.bench.chrome_trace import BEGINS
+
+        check_writable(trace, begins=BEGINS)
+    if plot is not None:
+        from q4run.bench.plot import check_can_plot
+
+        check_can_plot(plot)
+        check_writable(plot)
 
 
 def _parse_limit(text: str | None) -> int | None:

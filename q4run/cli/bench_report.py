@@ -11,10 +11,16 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from q4run.bench.figures import Figures, ratios_of, set_read_limit, summary_of
+from q4run.bench.chrome_trace import trace_of
+from q4run.bench.figures import Figures, median_of, ratios_of, set_read_limit, summary_of
 from q4run.bench.limits import CAN_DROP
+from q4run.bench.outputs import write_whole
+from q4run.bench.plot import write_plot
 from q4run.bench.provenance import command_line, provenance
+from q4run.bench.recording import Recording
 from q4run.bench.tables import console, number, over, percent, threads_of, with_range
+from q4run.bench.timeline_report import draw_timeline
+from q4run.cli.heat_map import heat_map
 from q4run.cli.terminal import note, printable, warn
 from q4run.gguf_file import open_gguf
 from q4run.memory import format_size
@@ -28,10 +34,10 @@ _COLD_SHARE = 0.9
 Results = dict[str, list[Figures]]
 
 
-def report(results: Results, json_output: bool, peer: str) -> None:
+def report(results: Results, json_output: bool, peer: str) -> dict[str, Results]:
     """The tables to standard output; with ``json_output`` to standard error, and the JSON.
 
-    peer: the version of llama.cpp, where it ran too.
+    peer: the version of llama.cpp, where it ran too. Returns the runs by how they began.
     """
     ours = next(iter(results.values()))
     limit = read_limit(ours[0]["threads"])
@@ -57,6 +63,35 @@ def report(results: Results, json_output: bool, peer: str) -> None:
             **provenance(command_line("q4run", sys.argv[1:]), peer),
         }
         print(json.dumps(json_of(starts) | made))
+    return starts
+
+
+def draw(
+    recording: Recording,
+    starts: dict[str, Results],
+    trace: Path | None,
+    plot: Path | None,
+    json_output: bool,
+) -> None:
+    """Writes the files of a recording; with ``trace`` also draws it, where the tables went.
+
+    Raises Error where one cannot be written.
+    """
+    if trace:
+        write_whole(trace, trace_of(recording))
+        terminal = console(stderr=json_output)
+        height = terminal.height if terminal.is_terminal else None
+        colour = terminal.is_terminal and not terminal.no_color
+        terminal.print(draw_timeline(recording, terminal.width, height, colour=colour))
+        if recording.use:
+            terminal.print()
+            terminal.print(heat_map(recording.use, terminal.width, colour=colour))
+        note(f"{trace}: opens in https://ui.perfetto.dev or chrome://tracing.")
+    if plot:
+        medians = {start: median_of(next(iter(runs.values()))) for start, runs in starts.items()}
+        write_plot(plot, recording, medians.get(COLD), medians.get(WARM))
+    if recording.n_dropped:
+        warn(f"The recording was too long: its last {recording.n_dropped} spans are not in it.")
 
 
 def _by_start(results: Results) -> dict[str, Results]:

@@ -1,0 +1,186 @@
+"""``q4run bench --plot``: use and residency of experts, where a token's time goes, and all tokens.
+
+Colours are those of Okabe and Ito, and cividis: told apart with any kind of colour vision.
+"""
+
+from __future__ import annotations
+
+import io
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q4run.bench.figures import Figures
+from q4run.bench.outputs import write_whole
+from q4run.bench.recording import Recording
+from q4run.bench.tables import number
+from q4run.bench.token_times import spans_of, token_seconds, typical_token
+from q4run.errors import Error
+from q4run.memory import format_size
+from q4run.timeline import ATTENTION, EMBEDDING, EXPERTS, FEED_FORWARD, HEAD, READ, WAIT
+
+_COLOURS = {
+    ATTENTION: "#0072B2",
+    EXPERTS: "#56B4E9",
+    FEED_FORWARD: "#56B4E9",
+    EMBEDDING: "#009E73",
+    HEAD: "#009E73",
+    WAIT: "#D55E00",
+    READ: "#F0E442",
+}
+_NAMES = {
+    ATTENTION: "attention",
+    EXPERTS: "experts, feed-forward",
+    HEAD: "embedding, head",
+    WAIT: "waiting for a read",
+    READ: "reads of the layer's experts",
+}
+_SIZE = (14.0, 8.5)  # inches
+_DPI = 120
+
+
+def check_can_plot(path: Path) -> None:
+    """Raises Error where matplotlib is missing or does not know the kind of file."""
+    if find_spec("matplotlib") is None:
+        raise Error("--plot needs matplotlib: pip install 'q4run[plot]'")
+    canvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
+    kinds = sorted(canvas.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in kinds:
+        raise Error(f"{path}: no plot can be written as that; end the name in .png, .svg or .pdf")
+
+
+def write_plot(
+    path: Path, recording: Recording, cold: Figures | None, warm: Figures | None
+) -> None:
+    """Draws a recording, with medians of the runs in the title. Raises Error where the file cannot
+    be written."""
+    figure = figure_of(recording, cold, warm)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.lower().removeprefix("."), dpi=_DPI)
+    write_whole(path, drawn.getvalue())
+
+
+def figure_of(recording: Recording, cold: Figures | None, warm: Figures | None) -> Any:
+    """The ``matplotlib.figure.Figure``."""
+    figure = import_module("matplotlib.figure").Figure(figsize=_SIZE, layout="constrained")
+    figure.suptitle(_title(recording, cold, warm), fontsize=11)
+    left, right = figure.subfigures(1, 2, width_ratios=[0.4, 0.6])
+    _draw_experts(left.subplots(), recording)
+    upper, lower = right.subplots(2, 1, height_ratios=[0.72, 0.28])
+    _draw_token(upper, recording)
+    _draw_tokens(lower, recording)
+    return figure
+
+
+def _title(recording: Recording, cold: Figures | None, warm: Figures | None) -> str:
+    facts = [
+        Path(recording.model).name,
+        f"{recording.threads} thread" + "s" * (recording.threads > 1),
+        f"RAM budget {format_size(recording.ram_budget)}",
+    ]
+    if recording.n_experts:
+        facts.append(f"room for {recording.n_slots} of {recording.n_experts} experts")
+        facts.append(f"reads by {recording.io}")
+    speeds = [
+        f"{name}: prompt of {figures['prefill']['tokens']} at"
+        f" {number(figures['prefill']['tok_s'])}, decoding at"
+        f" {number(figures['decode']['tok_s'])} tokens/s"
+        for name, figures in (("cold", cold), ("warm", warm))
+        if figures
+    ]
+    return "\n".join([", ".join(facts), "; ".join(speeds)])
+
+
+def _draw_experts(axes: Any, recording: Recording) -> None:
+    use = recording.use
+    if use is None:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "This model has no experts.", ha="center", va="center")
+        return
+    n_layers, n_experts = use.counts.shape
+    counts = np.where(use.counts < 0, np.nan, use.counts)
+    image = axes.imshow(counts, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label="times used since loading", location="bottom")
+    held = np.argwhere(use.in_ram)
+    if len(held):
+        # As wide as a third of a cell, in points.
+        cell = 72 * min(_SIZE[0] * 0.33 / n_experts, _SIZE[1] * 0.65 / n_layers)
+        size = min(60.0, max(1.0, (cell / 3) ** 2))
+        axes.scatter(*held.T[::-1], s=size, c="white", edgecolors="black", linewidths=size**0.5 / 8)
+    axes.set_title(f"Use of experts; a dot: in RAM at the end ({len(held)})", fontsize=10)
+    axes.set_xlabel("expert")
+    axes.set_ylabel("layer")
+    axes.xaxis.set_major_locator(_whole_numbers())
+    every = -(-n_layers // 24)
+    axes.set_yticks(range(0, n_layers, every), list(use.layers)[::every])
+
+
+def _draw_token(axes: Any, recording: Recording) -> None:
+    """A row for each layer: above what was computed and waited for, below the reads for it."""
+    chosen = typical_token(recording)
+    if chosen is None:
+        axes.set_axis_off()
+        return
+    one = recording.passes[chosen]
+    spans = spans_of(recording, one)
+    n_layers = 1 + max((span.layer for span in spans), default=0)
+    lanes: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in _COLOURS}
+    for span in spans:
+        row = {EMBEDDING: -1, HEAD: n_layers}.get(span.kind, span.layer)
+        begin, end = ((t - one.begin) / 1e6 for t in (span.begin, span.end))
+        lanes[span.kind].append((begin, end, row))
+    collection = import_module("matplotlib.collections").PolyCollection
+    for kind, bars in lanes.items():
+        top, bottom = (0.05, 0.45) if kind == READ else (-0.45, 0.05)
+        boxes = [
+            [(begin, row + top), (end, row + top), (end, row + bottom), (begin, row + bottom)]
+            for begin, end, row in bars
+        ]
+        edge = {"edgecolors": "#806000", "linewidths": 0.2} if kind == READ else {}
+        axes.add_collection(collection(boxes, facecolors=_COLOURS[kind], **edge))
+    axes.set_xlim(0, (one.end - one.begin) / 1e6)
+    axes.set_ylim(n_layers + 0.6, -1.6)
+    every = -(-n_layers // 16)
+    axes.set_yticks(
+        [-1, *range(0, n_layers, every), n_layers],
+        ["embedding", *map(str, range(0, n_layers, every)), "head"],
+    )
+    axes.set_xlabel("ms since the token began")
+    axes.set_ylabel("layer")
+    n_tokens = len(recording.passes) - 1
+    axes.set_title(
+        f"A typical token ({chosen} of {n_tokens}, {recording.start})", fontsize=10, pad=24
+    )
+    patch = import_module("matplotlib.patches").Patch
+    axes.legend(
+        [patch(color=_COLOURS[kind]) for kind in _NAMES],
+        _NAMES.values(),
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(_NAMES),
+        fontsize=8,
+        frameon=False,
+        handlelength=1.2,
+        columnspacing=1.0,
+    )
+
+
+def _draw_tokens(axes: Any, recording: Recording) -> None:
+    """The time of every recorded token, computing below and waiting on top."""
+    seconds = np.array(token_seconds(recording)).reshape(-1, 2) * 1e3
+    numbers = np.arange(1, len(seconds) + 1)
+    axes.bar(numbers, seconds[:, 0], color=_COLOURS[ATTENTION], label="computing")
+    axes.bar(numbers, seconds[:, 1], bottom=seconds[:, 0], color=_COLOURS[WAIT], label="waiting")
+    axes.set_title("All tokens that were recorded", fontsize=10)
+    axes.set_xlabel("token")
+    axes.set_ylabel("ms")
+    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.margins(x=0.01, y=0.02)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+
+
+def _whole_numbers() -> Any:
+    return import_module("matplotlib.ticker").MaxNLocator(integer=True)
