@@ -121,14 +121,14 @@ def bench(
 ) -> None:
     """Measure speed, memory and bytes read, cold and warm; compare them with llama.cpp's.
 
-    Each run is a process of its own. It drops the model from the page cache, loads it, runs a
-    prompt and decodes given tokens one by one, without sampling (cold), and does that once more
-    (warm).
+    Each run is a process of its own. It drops the model from the page cache,
+    loads it, runs a prompt and decodes given tokens one by one, without
+    sampling (cold), and does that once more (warm).
 
     [bold]Examples[/]
       q4run bench
       q4run bench model.gguf -p 2048 -n 128 --ram-budget 8G --json
-      q4run bench model.gguf --ram-budget 8G --trace timeline.json --plot timeline.png
+      q4run bench model.gguf --trace timeline.json --plot timeline.png
       q4run bench model.gguf --warm --vs llama.cpp --threads 4
       q4run bench model.gguf --vs llama.cpp --limit 3G --peer-python ~/llama/bin/python
     """
