@@ -52,21 +52,19 @@ def check_can_plot(path: Path) -> None:
         raise Error(f"{path}: no plot can be written as that; end the name in .png, .svg or .pdf")
 
 
-def write_plot(
-    path: Path, recording: Recording, cold: Figures | None, warm: Figures | None
-) -> None:
-    """Draws a recording, with medians of the runs in the title. Raises Error where the file cannot
-    be written."""
-    figure = figure_of(recording, cold, warm)
+def write_plot(path: Path, recording: Recording, runs: dict[str, Figures]) -> None:
+    """Draws a recording; runs: the medians that the title tells, by what they are called. Raises
+    Error where the file cannot be written."""
+    figure = figure_of(recording, runs)
     drawn = io.BytesIO()
     figure.savefig(drawn, format=path.suffix.lower().removeprefix("."), dpi=_DPI)
     write_whole(path, drawn.getvalue())
 
 
-def figure_of(recording: Recording, cold: Figures | None, warm: Figures | None) -> Any:
+def figure_of(recording: Recording, runs: dict[str, Figures]) -> Any:
     """The ``matplotlib.figure.Figure``."""
     figure = import_module("matplotlib.figure").Figure(figsize=_SIZE, layout="constrained")
-    figure.suptitle(_title(recording, cold, warm), fontsize=11)
+    figure.suptitle(_title(recording, runs), fontsize=11)
     left, right = figure.subfigures(1, 2, width_ratios=[0.4, 0.6])
     _draw_experts(left.subplots(), recording)
     upper, lower = right.subplots(2, 1, height_ratios=[0.72, 0.28])
@@ -75,7 +73,7 @@ def figure_of(recording: Recording, cold: Figures | None, warm: Figures | None) 
     return figure
 
 
-def _title(recording: Recording, cold: Figures | None, warm: Figures | None) -> str:
+def _title(recording: Recording, runs: dict[str, Figures]) -> str:
     facts = [
         Path(recording.model).name,
         f"{recording.threads} thread" + "s" * (recording.threads > 1),
@@ -88,8 +86,7 @@ def _title(recording: Recording, cold: Figures | None, warm: Figures | None) -> 
         f"{name}: prompt of {figures['prefill']['tokens']} at"
         f" {number(figures['prefill']['tok_s'])}, decoding at"
         f" {number(figures['decode']['tok_s'])} tokens/s"
-        for name, figures in (("cold", cold), ("warm", warm))
-        if figures
+        for name, figures in runs.items()
     ]
     return "\n".join([", ".join(facts), "; ".join(speeds)])
 
@@ -155,12 +152,14 @@ def _draw_token(axes: Any, recording: Recording) -> None:
         f"A typical token ({chosen} of {n_tokens}, {recording.start})", fontsize=10, pad=24
     )
     patch = import_module("matplotlib.patches").Patch
+    drawn = {_COLOURS[kind] for kind, bars in lanes.items() if bars}
+    names = {name: _COLOURS[kind] for kind, name in _NAMES.items() if _COLOURS[kind] in drawn}
     axes.legend(
-        [patch(color=_COLOURS[kind]) for kind in _NAMES],
-        _NAMES.values(),
+        [patch(color=colour) for colour in names.values()],
+        names,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=len(_NAMES),
+        ncols=max(1, len(names)),
         fontsize=8,
         frameon=False,
         handlelength=1.2,

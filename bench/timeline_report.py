@@ -29,7 +29,8 @@ def draw_timeline(
     recording: Recording, width: int, height: int | None = None, *, colour: bool
 ) -> Text:
     """A typical token's time in lines of at most ``width`` columns (40 at least) and, where there
-    are more layers, at most ``height`` lines; the prompt's in one. Empty where nothing ran."""
+    are more layers, at most ``height`` lines; the prompt's in one. Where nothing is read or waited
+    for, of computing alone. Empty where nothing ran."""
     chosen = typical_token(recording)
     if chosen is None:
         return Text()
@@ -37,42 +38,46 @@ def draw_timeline(
     if not rows:
         return Text()
     total = added_up(rows)
-    shares = _shares(total, colour)
+    streams = total.wait > 0 or total.reading > 0
+    shares = _shares(total, colour, streams)
     n_tokens = len(recording.passes) - 1
     title = f"token {chosen} of {n_tokens}, a typical one: {_ms(total.total)} ms"
-    lines = [Text(title, style="bold" if colour else ""), *shares, _prompt(recording)]
+    lines = [Text(title, style="bold" if colour else ""), *shares, _prompt(recording, streams)]
     room = _MOST_ROWS if height is None else height - len(lines) - 1
     groups = in_groups(rows, max(_LEAST_ROWS, room))
-    return Text("\n").join([*lines, *_bars(groups, max(width, 40), colour)])
+    return Text("\n").join([*lines, *_bars(groups, max(width, 40), colour, streams)])
 
 
-def _shares(total: Times, colour: bool) -> list[Text]:
+def _shares(total: Times, colour: bool, streams: bool) -> list[Text]:
     lines = []
-    for field, name, character, style in _PARTS:
+    for field, name, character, style in _PARTS if streams else _PARTS[:-1]:
         seconds = getattr(total, field)
         line = Text(character, style=style if colour else "")
         share = percent(seconds / total.total if total.total else 0.0)
         lines.append(line.append(f" {name:<21}{_ms(seconds):>6} ms{share:>6}", style="default"))
+    if not streams:
+        return lines
     share = percent(total.reading / total.total if total.total else 0.0)
     lines.append(Text(f"  {_READING:<21}{_ms(total.reading):>6} ms{share:>6}"))
     return lines
 
 
-def _prompt(recording: Recording) -> Text:
+def _prompt(recording: Recording, streams: bool) -> Text:
     first = recording.passes[0]
     total = added_up(times_of(recording, first) or [Times(NO_LAYER, NO_LAYER)])
     waited = percent(total.wait / total.total if total.total else 0.0)
-    return Text(f"prompt of {first.n_tokens}: {_ms(total.total)} ms, {waited} waiting")
+    waiting = f", {waited} waiting" * streams
+    return Text(f"prompt of {first.n_tokens}: {_ms(total.total)} ms{waiting}")
 
 
-def _bars(rows: Sequence[Times], width: int, colour: bool) -> list[Text]:
+def _bars(rows: Sequence[Times], width: int, colour: bool, streams: bool) -> list[Text]:
     names = [_name(row) for row in rows]
     name_width = max(len("layer"), *map(len, names))
     bar_width = max(_LEAST_BAR, width - name_width - 25)
     longest = max(row.total for row in rows)
     scale = bar_width / longest if longest else 0.0
-    heading = f"{'layer':>{name_width}} {'ms':>6} {'':<{bar_width}} {'reading':>7} {'bytes':>8}"
-    lines = [Text(heading)]
+    heading = f"{'layer':>{name_width}} {'ms':>6}"
+    lines = [Text(heading + f" {'':<{bar_width}} {'reading':>7} {'bytes':>8}" * streams)]
     for name, row in zip(names, rows, strict=True):
         line = Text(f"{name:>{name_width}} {_ms(row.total):>6} ")
         done, drawn = 0.0, 0
@@ -82,9 +87,10 @@ def _bars(rows: Sequence[Times], width: int, colour: bool) -> list[Text]:
             upto = max(drawn, min(bar_width, round(done * scale)))
             line.append(character * (upto - drawn), style=style if colour else "")
             drawn = upto
-        share = percent(row.reading / row.total if row.total else 0.0)
-        size = format_size(row.n_bytes) if row.n_bytes else "-"
-        line.append(f"{'':<{bar_width - drawn}} {share:>7} {size:>8}")
+        if streams:
+            share = percent(row.reading / row.total if row.total else 0.0)
+            size = format_size(row.n_bytes) if row.n_bytes else "-"
+            line.append(f"{'':<{bar_width - drawn}} {share:>7} {size:>8}")
         lines.append(line)
     return lines
 

@@ -190,6 +190,22 @@ def test_bars_and_shares_say_where_the_time_went():
     ]
 
 
+def test_without_streaming_it_is_of_computing_alone():
+    resident = made_recording(1, waits=(0, 0))
+    kept = [span for span in resident.spans if span.kind not in (READ, WAIT)]
+    lines = draw_timeline(replace(resident, spans=kept), 59, colour=False).plain.split("\n")
+    assert lines == [
+        "token 1 of 1, a typical one: 10.0 ms",
+        "▒ attention              1.00 ms  10 %",
+        "█ experts, feed-forward  4.00 ms  40 %",
+        "▓ embedding, head        5.00 ms  50 %",
+        "prompt of 64: 10.0 ms",
+        "layer     ms",
+        " ends   5.00 ▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓",
+        "    0   5.00 ▒▒▒▒▒▒███████████████████████",
+    ]
+
+
 def test_nothing_recorded_is_nothing_drawn():
     nothing = made_recording(waits=(3,))
     assert draw_timeline(nothing, 80, colour=False).plain == ""
@@ -307,7 +323,7 @@ def test_json_stays_alone_on_standard_output(model, tmp_path, known_read_limit):
 def test_plots(suffix, recording, tmp_path):
     path = tmp_path / f"plot.{suffix}"
     check_can_plot(path)
-    write_plot(path, recording, None, None)
+    write_plot(path, recording, {})
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[suffix.lower()]
     assert path.read_bytes().startswith(begins)
     assert path.stat().st_size > 5000
@@ -316,14 +332,14 @@ def test_plots(suffix, recording, tmp_path):
 @needs_matplotlib
 @pytest.mark.parametrize("made", [{"n_layers": 126}, {"waits": (3,)}, {"n_layers": 1}])
 def test_plots_of_many_layers_and_of_few(made, tmp_path):
-    write_plot(tmp_path / "plot.png", made_recording(**made), None, None)
+    write_plot(tmp_path / "plot.png", made_recording(**made), {})
     assert (tmp_path / "plot.png").stat().st_size > 5000
 
 
 @needs_matplotlib
 def test_the_plot_of_a_model_without_experts(tmp_path):
     dense = replace(made_recording(), use=None)
-    write_plot(tmp_path / "plot.svg", dense, None, None)
+    write_plot(tmp_path / "plot.svg", dense, {})
     assert (tmp_path / "plot.svg").stat().st_size > 5000
 
 

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from q4run.bench.chrome_trace import trace_of
+from q4run.bench.compare import Q4RUN
 from q4run.bench.figures import Figures, median_of, ratios_of, set_read_limit, summary_of
 from q4run.bench.limits import CAN_DROP
 from q4run.bench.outputs import write_whole
@@ -88,8 +89,9 @@ def draw(
             terminal.print(heat_map(recording.use, terminal.width, colour=colour))
         note(f"{trace}: opens in https://ui.perfetto.dev or chrome://tracing.")
     if plot:
-        medians = {start: median_of(next(iter(runs.values()))) for start, runs in starts.items()}
-        write_plot(plot, recording, medians.get(COLD), medians.get(WARM))
+        names = names_of(starts)
+        medians = {names[start]: median_of(runs[Q4RUN]) for start, runs in starts.items()}
+        write_plot(plot, recording, medians)
     if recording.n_dropped:
         warn(f"The recording was too long: its last {recording.n_dropped} spans are not in it.")
 
@@ -130,7 +132,7 @@ def why_not_cold(results: Results) -> str | None:
             "first, not cold: this system lets no program drop a file from the page cache, so what"
             " was left there was found there"
         )
-    shares = [run["from_disk_share"] for run in next(iter(results.values()))]
+    shares = [run["from_disk_share"] for run in results[Q4RUN]]
     known = [share for share in shares if share is not None]
     if known and min(known) < _COLD_SHARE:
         return (
@@ -141,11 +143,17 @@ def why_not_cold(results: Results) -> str | None:
     return None
 
 
-def tables_of(starts: dict[str, Results]) -> list[Table]:
-    """One table with a column for each start; beside a peer, a table for each start."""
+def names_of(starts: dict[str, Results]) -> dict[str, str]:
+    """What each start is called: what was not really cold is not called so."""
     names = {start: start for start in starts}
     if COLD in starts and why_not_cold(starts[COLD]):
         names[COLD] = "first"
+    return names
+
+
+def tables_of(starts: dict[str, Results]) -> list[Table]:
+    """One table with a column for each start; beside a peer, a table for each start."""
+    names = names_of(starts)
     programs = list(next(iter(starts.values())))
     if len(programs) > 1:
         return [
