@@ -10,7 +10,7 @@ from q4run.bench.recording import Recording
 from q4run.bench.tables import number, percent
 from q4run.bench.token_times import Times, added_up, in_groups, times_of, typical_token
 from q4run.memory import format_size
-from q4run.timeline import NO_LAYER
+from q4run.timeline import NO_LAYER, READ, WAIT
 
 # What the computing thread does: a figure of ``Times``, its name, character and colour.
 _PARTS = (
@@ -29,8 +29,8 @@ def draw_timeline(
     recording: Recording, width: int, height: int | None = None, *, colour: bool
 ) -> Text:
     """A typical token's time in lines of at most ``width`` columns (40 at least) and, where there
-    are more layers, at most ``height`` lines; the prompt's in one. Where nothing is read or waited
-    for, of computing alone. Empty where nothing ran."""
+    are more layers, at most ``height`` lines; the prompt's in one. Where nothing was read at all,
+    of computing alone. Empty where nothing ran."""
     chosen = typical_token(recording)
     if chosen is None:
         return Text()
@@ -38,7 +38,7 @@ def draw_timeline(
     if not rows:
         return Text()
     total = added_up(rows)
-    streams = total.wait > 0 or total.reading > 0
+    streams = any(span.kind in (READ, WAIT) for span in recording.spans)
     shares = _shares(total, colour, streams)
     n_tokens = len(recording.passes) - 1
     title = f"token {chosen} of {n_tokens}, a typical one: {_ms(total.total)} ms"
