@@ -101,13 +101,10 @@ def _draw_experts(axes: Any, recording: Recording) -> None:
     counts = np.where(use.counts < 0, np.nan, use.counts)
     image = axes.imshow(counts, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest")
     axes.figure.colorbar(image, ax=axes, label="times used since loading", location="bottom")
-    held = np.argwhere(use.in_ram)
-    if len(held):
-        # As wide as a third of a cell, in points.
-        cell = 72 * min(_SIZE[0] * 0.33 / n_experts, _SIZE[1] * 0.65 / n_layers)
-        size = min(60.0, max(1.0, (cell / 3) ** 2))
-        axes.scatter(*held.T[::-1], s=size, c="white", edgecolors="black", linewidths=size**0.5 / 8)
-    axes.set_title(f"Use of experts; a dot: in RAM at the end ({len(held)})", fontsize=10)
+    held = [(e, row) for row, e in np.argwhere(use.in_ram)]
+    bars = [_box(e - 0.35, e + 0.35, row + 0.2, row + 0.38) for e, row in held]
+    axes.add_collection(_polygons()(bars, facecolors="white", edgecolors="black", linewidths=0.4))
+    axes.set_title(f"Use of experts; white bar: in RAM at the end ({len(held)})", fontsize=10)
     axes.set_xlabel("expert")
     axes.set_ylabel("layer")
     axes.xaxis.set_major_locator(_whole_numbers())
@@ -129,22 +126,18 @@ def _draw_token(axes: Any, recording: Recording) -> None:
         row = {EMBEDDING: -1, HEAD: n_layers}.get(span.kind, span.layer)
         begin, end = ((t - one.begin) / 1e6 for t in (span.begin, span.end))
         lanes[span.kind].append((begin, end, row))
-    collection = import_module("matplotlib.collections").PolyCollection
     for kind, bars in lanes.items():
         top, bottom = (0.05, 0.45) if kind == READ else (-0.45, 0.05)
-        boxes = [
-            [(begin, row + top), (end, row + top), (end, row + bottom), (begin, row + bottom)]
-            for begin, end, row in bars
-        ]
+        boxes = [_box(begin, end, row + top, row + bottom) for begin, end, row in bars]
         edge = {"edgecolors": "#806000", "linewidths": 0.2} if kind == READ else {}
-        axes.add_collection(collection(boxes, facecolors=_COLOURS[kind], **edge))
+        axes.add_collection(_polygons()(boxes, facecolors=_COLOURS[kind], **edge))
     axes.set_xlim(0, (one.end - one.begin) / 1e6)
     axes.set_ylim(n_layers + 0.6, -1.6)
     every = -(-n_layers // 16)
-    axes.set_yticks(
-        [-1, *range(0, n_layers, every), n_layers],
-        ["embedding", *map(str, range(0, n_layers, every)), "head"],
-    )
+    labelled = range(0, n_layers, every)
+    if every > 1:  # then the first and the last would lie too near to what is around them
+        labelled = range(every, n_layers - every + 1, every)
+    axes.set_yticks([-1, *labelled, n_layers], ["embedding", *map(str, labelled), "head"])
     axes.set_xlabel("ms since the token began")
     axes.set_ylabel("layer")
     n_tokens = len(recording.passes) - 1
@@ -179,6 +172,14 @@ def _draw_tokens(axes: Any, recording: Recording) -> None:
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.margins(x=0.01, y=0.02)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
+
+
+def _box(left: float, right: float, top: float, bottom: float) -> list[tuple[float, float]]:
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
+def _polygons() -> Any:
+    return import_module("matplotlib.collections").PolyCollection
 
 
 def _whole_numbers() -> Any:
