@@ -97,7 +97,7 @@ def _draw_experts(axes: Any, recording: Recording) -> None:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "This model has no experts.", ha="center", va="center")
         return
-    n_layers, n_experts = use.counts.shape
+    n_layers = len(use.layers)
     counts = np.where(use.counts < 0, np.nan, use.counts)
     image = axes.imshow(counts, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest")
     axes.figure.colorbar(image, ax=axes, label="times used since loading", location="bottom")
