@@ -12,9 +12,12 @@ import psutil
 from q4run.cgroups import cgroups
 from q4run.errors import Error
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY_UNITS = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(?:([kmgt]i?)?b?|(%))\s*", re.IGNORECASE)
+_PREFIXES = "kmgtpe"
+_UNITS = {"": 1} | {prefix: 1000**i for i, prefix in enumerate(_PREFIXES, 1)}
+_BINARY_UNITS = {f"{prefix}i": 1024**i for i, prefix in enumerate(_PREFIXES, 1)}
+_SIZE = re.compile(
+    rf"\s*([0-9]{{1,18}}(?:\.[0-9]{{1,18}})?)\s*(?:([{_PREFIXES}]i?)?b?|(%))\s*", re.IGNORECASE
+)
 
 
 def parse_size(text: str, total: int | None = None) -> int:

@@ -516,7 +516,7 @@ def test_the_model_in_the_box():
         (None, [], "No such file"),
         (b"Once upon a time there was a text. " * 9, [], "text file"),
         (b"GGUF\3\0\0\0" + b"\xff" * 40, [], "model.gguf"),
-        ("model", ["--ram-budget", "1000000T"], "more than the"),
+        ("model", ["--ram-budget", "1EB"], "more than the"),
         ("model", ["--ram-budget", "1M"], "needs at least"),
     ],
 )
