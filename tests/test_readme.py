@@ -48,6 +48,7 @@ def folder(tmp_path_factory) -> Path:
 def prepare(folder: Path) -> None:
     make_checkpoint("llama4_quantisable", folder / CHECKPOINT)
     (folder / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 40)
+    assert run([*CONVERT[:4], "your-model.gguf", *CONVERT[5:]], folder).returncode == 0
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -86,7 +87,7 @@ def test_the_commands_of_a_page_work_in_their_order(page, tmp_path):
 
 
 def test_pages_link_to_what_is_there():
-    for page in [ROOT / "README.md", *DOCS]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)
 
