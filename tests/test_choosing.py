@@ -34,7 +34,7 @@ def speeds(monkeypatch):
     made = {"direct": 2e9, "pread": 1e9, DEEPER: 2e9}
     calls = []
 
-    def measured(paths):
+    def measured(paths, seconds):
         calls.append(paths)
         return dict(made)
 

@@ -402,8 +402,7 @@ def test_kernels_are_measured(name, monkeypatch):
     monkeypatch.setattr("q4run.planning.kernel_speed._DECODE_BYTES", 8 << 20)
     monkeypatch.setattr("q4run.planning.kernel_speed._ROUNDS", 1)
     monkeypatch.setattr("q4run.planning.fill_speed._ROUNDS", 1)
-    monkeypatch.setattr("q4run.planning.fill_speed._N_SMALL", 2)
-    monkeypatch.setattr("q4run.planning.fill_speed._N_LARGE", 1)
+    monkeypatch.setattr("q4run.planning.fill_speed._FILE_BYTES", 4 << 20)
     with machine_speed.ThreadPool(1) as pool:
         speed = measure_kernels(find_format(GGMLQuantizationType[name]), pool.state, 1)
     for figure in (speed.memory, speed.core, speed.fill, speed.first_fill):

@@ -38,7 +38,7 @@ _CANDIDATES = {
 _WORTH_A_COPY = 1.5
 # More readers take time from the computation as well.
 _WORTH_MORE_READERS = 1.1
-_SECONDS = 1.0
+SECONDS = 1.0
 _REMEMBERED_S = 24 * 3600
 _ROUNDS = 4  # of all candidates in turn: a disk's speed drifts
 _FEWEST_PIECES = 64  # of a file, or the measurement would be of the disk's own cache
@@ -87,16 +87,17 @@ def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes
 
 
 def known_speeds(
-    paths: Sequence[Path], *, anew: bool = False
+    paths: Sequence[Path], *, anew: bool = False, seconds: float = SECONDS
 ) -> tuple[dict[str, float] | None, str]:
     """What the disk of a model's files gives to each candidate, in bytes per second, and when that
-    was measured: within the last day, or (``anew``) just now. None where nothing could be.
+    was measured: within the last day, or (``anew``) just now, for so many seconds. None where
+    nothing could be.
     """
     speeds = None if anew else remembered_speeds(paths[0])
     if speeds is not None:
         return speeds, "as measured before"
     try:
-        speeds = measure(paths)
+        speeds = measure(paths, seconds)
     except (OSError, EOFError) as error:
         raise Error(f"the model cannot be read: {error}") from error
     if not all(speeds.values()):
@@ -123,7 +124,7 @@ def is_measurable(paths: Sequence[Path]) -> bool:
     return max(path.stat().st_size for path in paths) >= _FEWEST_PIECES * PIECE_BYTES
 
 
-def measure(paths: Sequence[Path], seconds: float = _SECONDS) -> dict[str, float]:
+def measure(paths: Sequence[Path], seconds: float = SECONDS) -> dict[str, float]:
     """Bytes per second that each candidate reads from the largest file, past what is cached."""
     path = max(paths, key=lambda path: path.stat().st_size)
     offsets = list(range(0, path.stat().st_size - PIECE_BYTES + 1, PIECE_BYTES))

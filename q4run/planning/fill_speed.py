@@ -1,28 +1,26 @@
 """How fast experts reach their slots where the page cache has them, beside the computation."""
 
-import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from threading import local
+from pathlib import Path
 
 import numpy as np
 
 from q4run.cores import usable_cores
-from q4run.experts.filling import N_READERS, PIECE_BYTES
-from q4run.experts.readers import Fill, Readers
-from q4run.huge_pages import empty_bytes
+from q4run.experts.filling import N_READERS
+from q4run.experts.layout import ExpertLayout, ExpertMatrix
+from q4run.experts.pread import Pread
+from q4run.experts.store import ExpertStore
 from q4run.kernels.formats import Format
-from q4run.kernels.strips import ROWS, to_strips
-from q4run.read_at import read_at
+from q4run.kernels.strips import ROWS
 
 _COLS = 2048
-# Experts of two sizes, in pieces; together far larger than the caches.
-_SMALL, _LARGE = 2, 16
-_N_SMALL, _N_LARGE = 32, 8
+_FILE_BYTES = 128 << 20  # far larger than the caches
+_LARGE_BYTES, _SMALL_BYTES = 16 << 20, 2 << 20  # of an expert
 _ROUNDS = 3
 _BYTE = 0x21  # a small positive number in every type of float
 
@@ -32,8 +30,8 @@ class Filling:
     """What the computation loses to experts that are brought from the page cache meanwhile.
 
     fill: bytes per second and core, read and interleaved; fill_s: seconds for each expert besides:
-    readers are woken, and hold up the computation's threads; first_fill: as ``fill``, into memory
-    that was never used before, which the system must find and clear.
+    asking for it, waking readers, which then hold up the computation's threads; first_fill: as
+    ``fill``, into memory that was never used before, which the system must find and clear.
     """
 
     fill: float
@@ -44,58 +42,86 @@ class Filling:
 def measure_filling(fmt: Format, compute: Callable[[int], None]) -> Filling:
     """Takes about half a second. fmt: of the file; compute: works on so many bytes of weights.
 
-    As a layer does it, whose expert is missing: the reads leave, as much is computed as of a
-    shared expert, the reads are waited for, and the expert is computed.
+    As a layer does it whose expert is missing: it is requested, as much is computed as of a shared
+    expert, and when it has come, it is computed too. With experts of two sizes, so that what each
+    takes can be told from what its bytes take.
     """
-    few = some_rows(fmt, _COLS)
-    n_rows = max(ROWS, PIECE_BYTES // few.nbytes * ROWS)
-    piece = np.tile(few, (n_rows // ROWS, 1))
-    in_ram = (n_rows, fmt.in_ram.row_bytes(_COLS))
-    n_pieces = max(_SMALL * _N_SMALL, _LARGE * _N_LARGE)
-    slots = empty_bytes(n_pieces * math.prod(in_ram)).reshape(n_pieces, *in_ram)
-    buffers = local()
-    with tempfile.TemporaryFile() as file:
-        for _ in range(n_pieces):
-            file.write(piece.data)
+    with tempfile.NamedTemporaryFile() as file:
+        rows = some_rows(fmt, _COLS)
+        piece = np.tile(rows, (max(1, (1 << 20) // rows.nbytes), 1)).data
+        for _ in range(-(-_FILE_BYTES // piece.nbytes)):
+            file.write(piece)
         file.flush()
-
-        def fill(i: int) -> int:
-            if not hasattr(buffers, "rows"):
-                buffers.rows = np.empty_like(piece)
-            read_at(file.fileno(), buffers.rows.data.cast("B"), i * piece.nbytes)
-            to_strips(fmt, buffers.rows, slots[i])
-            return piece.nbytes
-
-        readers = Readers(N_READERS)
-
-        def run(size: int, n: int, *, fills: bool) -> float:
-            """Seconds for each of ``n`` layers whose experts have ``size`` pieces."""
-            started = time.perf_counter()
-            for layer in range(n):
-                reads = [partial(fill, layer * size + i) for i in range(size * fills)]
-                readers.submit(Fill((layer, 0), len(reads), urgent=True), reads)
-                compute(size * math.prod(in_ram))
-                for _ in reads:
-                    readers.arrived.get()
-                compute(size * math.prod(in_ram))
-            return (time.perf_counter() - started) / n
-
-        def loss(size: int, n: int) -> float:
-            return run(size, n, fills=True) - run(size, n, fills=False)
-
-        try:
-            first = loss(_LARGE, _N_LARGE)
-            rounds = [(loss(_LARGE, _N_LARGE), loss(_SMALL, _N_SMALL)) for _ in range(_ROUNDS)]
-        finally:
-            readers.close()
-    large, small = (max(1e-9, statistics.median(column)) for column in zip(*rounds, strict=True))
+        path = Path(file.name)
+        large, first = _losses(_layout(path, fmt, _LARGE_BYTES), compute)
+        small, _ = _losses(_layout(path, fmt, _SMALL_BYTES), compute)
     n_cores = min(N_READERS, usable_cores())
-    s_per_byte = max(large - small, large / 2) / ((_LARGE - _SMALL) * piece.nbytes)
+    more = large.n_bytes - small.n_bytes
+    s_per_byte = max(large.seconds - small.seconds, large.seconds / 2, 1e-9) / more
+    first_s = max(s_per_byte * first.n_bytes, first.seconds)
     return Filling(
         fill=1 / s_per_byte / n_cores,
-        fill_s=max(0.0, small - _SMALL * piece.nbytes * s_per_byte),
-        first_fill=min(1 / s_per_byte, _LARGE * piece.nbytes / max(first, 1e-9)) / n_cores,
+        fill_s=max(0.0, small.seconds - small.n_bytes * s_per_byte),
+        first_fill=first.n_bytes / first_s / n_cores,
     )
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What an expert of so many bytes costs."""
+
+    n_bytes: int
+    seconds: float
+
+
+def _losses(layout: ExpertLayout, compute: Callable[[int], None]) -> tuple[_Loss, _Loss]:
+    """Of an expert in a slot that was used before, the median of some rounds, and in a new one."""
+    n_bytes = layout.n_bytes // layout.n_experts
+    n_slots = max(1, layout.n_experts // 2)
+    with closing(
+        ExpertStore(layout, n_slots, Pread([_path_of(layout)]), prefetch="never")
+    ) as store:
+
+        def run(experts: range) -> float:
+            """Seconds that each expert takes longer than one in RAM."""
+            misses = store.counters.misses
+            started = time.perf_counter()
+            for expert in experts:
+                store.begin_pass(1)
+                with store.request(0, [expert]) as request:
+                    for ready in request:
+                        compute(layout.slot_bytes)
+                        del ready
+                store.end_pass(1)
+            with_reads = time.perf_counter() - started
+            started = time.perf_counter()
+            for _ in experts:
+                compute(layout.slot_bytes)
+                compute(layout.slot_bytes)
+            alone = time.perf_counter() - started
+            return (with_reads - alone) / max(1, store.counters.misses - misses)
+
+        first = run(range(n_slots))
+        later = [run(range(layout.n_experts)) for _ in range(_ROUNDS)]
+    return _Loss(n_bytes, max(1e-9, statistics.median(later))), _Loss(n_bytes, max(1e-9, first))
+
+
+def _layout(path: Path, fmt: Format, expert_bytes: int) -> ExpertLayout:
+    """Experts of three equal matrices, one after the other in a file."""
+    n_rows = max(1, expert_bytes // 3 // (ROWS * fmt.row_bytes(_COLS))) * ROWS
+    n_expert = max(2, _FILE_BYTES // (3 * n_rows * fmt.row_bytes(_COLS)))
+    matrices: list[ExpertMatrix] = []
+    for i in range(3):
+        matrix = ExpertMatrix(path, fmt, n_expert, n_rows, _COLS, 0, 0)
+        offset, slot_offset = i * n_expert * matrix.n_bytes, i * matrix.slot_bytes
+        matrices.append(ExpertMatrix(path, fmt, n_expert, n_rows, _COLS, offset, slot_offset))
+    gate, up, down = matrices
+    n_bytes = 3 * n_expert * gate.n_bytes
+    return ExpertLayout({0: (gate, up, down)}, 3 * gate.slot_bytes, n_expert, n_expert, n_bytes)
+
+
+def _path_of(layout: ExpertLayout) -> Path:
+    return layout.layers[0][0].path
 
 
 def some_rows(fmt: Format, n_cols: int) -> np.ndarray:

@@ -29,6 +29,8 @@ Progress = Callable[[str, int, int], None]
 _NOTES = CACHE_FOLDER.parents[1] / "speeds.json"
 _REMEMBERED_S = 24 * 3600
 _PROBE_BYTES = 256 << 20
+# Long enough for the ups and downs of a disk that others use too.
+_DISK_S = 3.0
 _LOOK_S = 0.2  # at what other programs do
 # What tells notes of other kernels, and of other figures, apart.
 _KERNELS = f"{CACHE_FOLDER.name} {' '.join(field.name for field in fields(KernelSpeed))}"
@@ -185,7 +187,7 @@ def disk_speed(paths: Sequence[Path], *, anew: bool = False) -> float:
     """Bytes per second of the way that ``--io auto`` takes, of these files' disk; remembered or
     (``anew``) measured. Raises Error where it cannot be."""
     if paths and is_measurable(paths):
-        speeds, _ = known_speeds(paths, anew=anew)
+        speeds, _ = known_speeds(paths, anew=anew, seconds=_DISK_S)
     else:
         speeds = _probed_speeds(anew)
     if speeds is None:
@@ -206,7 +208,7 @@ def _probed_speeds(anew: bool) -> dict[str, float] | None:
                 probe.write(piece)
             probe.flush()
             os.fsync(probe.fileno())
-            return known_speeds([Path(probe.name)], anew=anew)[0]
+            return known_speeds([Path(probe.name)], anew=anew, seconds=_DISK_S)[0]
     except OSError as error:
         raise Error(
             f"the disk of {folder} could not be measured ({error.strerror}); say how fast the"
