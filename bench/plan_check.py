@@ -16,8 +16,8 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from q4run.planning.machine_speed import Given
 DECODE_WITHIN, MEMORY_WITHIN = 0.25, 0.05
 
 Figures = dict[str, float]
+_FIGURES = ("decode", "prompt", "peak", "hit_rate")
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,39 @@ def _foretell(planner: Planner, budget: int) -> dict[str, Figures]:
 
 def results_of(content: dict[str, Any]) -> list[Result]:
     """What ``--json`` has written. Raises TypeError or KeyError for anything else."""
-    return [Result(**case) for case in content["cases"]]
+    found = []
+    for case in content["cases"]:
+        predicted, measured = (
+            {name: case[told][name] + 0.0 for name in _FIGURES}
+            for told in ("predicted", "measured")
+        )
+        found.append(Result(**case | {"predicted": predicted, "measured": measured}))
+    return found
+
+
+def pooled(executions: Sequence[Sequence[Result]]) -> list[Result]:
+    """Of several executions of the same cases, the mean of each case's forecasts and of what was
+    measured. Raises ValueError where they are not the same."""
+    together = []
+    for same in zip(*executions, strict=True):
+        first = same[0]
+        if any(_case_of(result) != _case_of(first) for result in same):
+            raise ValueError(f"not the same cases: {first.model}")
+        predicted, measured = (
+            {name: statistics.mean(figures[name] for figures in each) for name in each[0]}
+            for each in ([r.predicted for r in same], [r.measured for r in same])
+        )
+        together.append(replace(first, predicted=predicted, measured=measured))
+    return together
+
+
+def _case_of(result: Result) -> tuple[str, int, int | None, str]:
+    return result.model, result.ram_budget, result.limit, result.start
+
+
+def n_within(results: Sequence[Result], name: str, share: float) -> int:
+    """How many forecasts are no further than that from their measurement."""
+    return sum(result.error(name) <= share for result in results)
 
 
 def table_of(results: list[Result]) -> Table:
@@ -194,13 +227,14 @@ def table_of(results: list[Result]) -> Table:
 
 def summary_of(results: list[Result]) -> str:
     """How many predictions are within what is promised."""
-    decode = [result.error("decode") for result in results]
-    peak = [result.error("peak") for result in results]
+    decode, peak = (
+        statistics.median(result.error(name) for result in results) for name in ("decode", "peak")
+    )
     return (
-        f"Decoding within {percent(DECODE_WITHIN)} in {sum(e <= DECODE_WITHIN for e in decode)} of"
-        f" {len(results)}, memory within {percent(MEMORY_WITHIN)} in"
-        f" {sum(e <= MEMORY_WITHIN for e in peak)}; medians of the errors"
-        f" {percent(statistics.median(decode))} and {percent(statistics.median(peak))}."
+        f"Decoding within {percent(DECODE_WITHIN)} in {n_within(results, 'decode', DECODE_WITHIN)}"
+        f" of {len(results)}, memory within {percent(MEMORY_WITHIN)} in"
+        f" {n_within(results, 'peak', MEMORY_WITHIN)}; medians of the errors {percent(decode)} and"
+        f" {percent(peak)}."
     )
 
 

@@ -9,12 +9,20 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from q4run.bench.plan_check import Result, results_of, summary_of
-from q4run.bench.prose import code, paragraph
+from q4run.bench.plan_check import (
+    DECODE_WITHIN,
+    Result,
+    n_within,
+    pooled,
+    results_of,
+    summary_of,
+)
+from q4run.bench.prose import code, in_words, paragraph
 from q4run.bench.stored import Results
 from q4run.bench.tables import markdown_table, number, percent
 from q4run.convert.preview import preview_geometry
 from q4run.convert.recipe import make_recipe
+from q4run.errors import Error
 from q4run.geometries import GEOMETRIES
 from q4run.memory import format_size, parse_size
 from q4run.planning.advice import Row, make_planner
@@ -26,6 +34,7 @@ _HEADINGS = [
     "model", "type", "file", "`--ram-budget`", "experts in RAM", "read per token",
     "decoding, tok/s", "prompt of 512, tok/s", "held back by",
 ]  # fmt: skip
+_CHECKS = ("plan-1", "plan-2")  # executions of plan_check
 _FORETOLD = {"decode": number, "prompt": number, "peak": format_size}
 
 
@@ -78,26 +87,54 @@ def _machines() -> tuple[str, ...]:
     return tuple(parts)
 
 
-def check_block(results: Results) -> list[str]:
-    """Of docs/benchmarks.md: forecasts beside what was measured."""
-    record = results.record("plan")
-    summary, table = record.read_as(_checked)
+def summary_block(results: Results) -> list[str]:
+    """Of README.md: how true the forecasts were."""
+    summary, alone, _ = _checked(results)
     return [
         paragraph(
-            "{when}, {machine}; each figure is the forecast, what was measured, and the ratio."
-            " {summary} What streams from this disk is as good as the guess of what the disk will"
-            " give in the next minute.",
+            "What `plan` foretold beside what then happened, three models within three budgets"
+            " each, cold and warm, {times} times (`python -m q4run.bench.plan_check`, all of it in"
+            " `docs/benchmarks.md`): {summary} Taken alone, the executions have {alone} of them"
+            " within {share} in decoding.",
+            times=in_words(len(alone)),
+            summary=summary[:1].lower() + summary[1:],
+            alone=" and ".join(map(str, alone)),
+            share=percent(DECODE_WITHIN),
+        )
+    ]
+
+
+def check_block(results: Results) -> list[str]:
+    """Of docs/benchmarks.md: forecasts beside what was measured."""
+    record = results.record(_CHECKS[0])
+    summary, alone, table = _checked(results)
+    return [
+        paragraph(
+            "`{command}`, {times} times: {when}, {machine}. Each figure is of all of them together:"
+            " the forecast, what was measured, and the ratio. {summary} Taken alone, the executions"
+            " have {alone} within {share} in decoding: the machine gives more and less by the"
+            " minute. A prompt that finds nothing in RAM or the page cache is the weak point: it is"
+            " foretold too fast.",
+            command=record.text("command").partition(" --json")[0],
             when=record.text("date"),
             machine=record.text("machine"),
+            times=in_words(len(alone)),
             summary=summary,
+            alone=" and ".join(map(str, alone)),
+            share=percent(DECODE_WITHIN),
         ),
         table,
     ]
 
 
-def _checked(content: dict[str, Any]) -> tuple[str, str]:
-    """What it comes to, and a row for each result."""
-    found = results_of(content)
+def _checked(results: Results) -> tuple[str, list[int], str]:
+    """What it comes to, in how many cases decoding was foretold in each execution alone, and a
+    table of all."""
+    executions = [results.record(name).read_as(_read) for name in _CHECKS]
+    try:
+        together = pooled(executions)
+    except ValueError as error:
+        raise Error(f"{', '.join(_CHECKS)}: {error}; measure all of them again") from None
     rows = [
         [
             one.model,
@@ -106,10 +143,25 @@ def _checked(content: dict[str, Any]) -> tuple[str, str]:
             one.start,
             *(_beside(one, name, write) for name, write in _FORETOLD.items()),
         ]
-        for one in found
+        for one in together
     ]
     headings = ["model", "`--ram-budget`", "enforced", "", "decoding, tok/s", "prompt, tok/s"]
-    return summary_of(found), markdown_table([*headings, "peak memory"], rows)
+    return (
+        summary_of(together),
+        [n_within(each, "decode", DECODE_WITHIN) for each in executions],
+        markdown_table([*headings, "peak memory"], rows),
+    )
+
+
+def _read(content: dict[str, Any]) -> list[Result]:
+    """The results, each of them such that it can be shown."""
+    found = results_of(content)
+    for one in found:
+        format_size(one.ram_budget), format_size(one.limit or 0), "".join([one.model, one.start])
+        for name, write in _FORETOLD.items():
+            _beside(one, name, write)
+    summary_of(found)
+    return found
 
 
 def _beside(result: Result, name: str, write: Callable[[float], str]) -> str:

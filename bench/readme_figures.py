@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from q4run.bench import bench_runs
-from q4run.bench.plan_check import results_of, summary_of
+from q4run.bench.plan_page import summary_block
 from q4run.bench.prose import how_often, in_words, paragraph
 from q4run.bench.readme_quality import quality_block
 from q4run.bench.readme_streaming import streaming_block
@@ -203,18 +203,6 @@ def _correctness(results: Results) -> list[str]:
     ]
 
 
-def _plan(results: Results) -> list[str]:
-    summary = results.record("plan").read_as(lambda content: summary_of(results_of(content)))
-    return [
-        paragraph(
-            "What `plan` foretold beside what then happened, three models within three budgets"
-            " each, cold and warm (`python -m q4run.bench.plan_check`, all of it in"
-            " `docs/benchmarks.md`): {summary}",
-            summary=summary[:1].lower() + summary[1:],
-        )
-    ]
-
-
 # By the name of the block: its paragraphs, made of what is stored.
 BLOCKS: dict[str, Callable[[Results], list[str]]] = {
     "first start": _first_start,
@@ -222,7 +210,7 @@ BLOCKS: dict[str, Callable[[Results], list[str]]] = {
     "speed": _speed,
     "streaming": streaming_block,
     "scout": _scout,
-    "plan": _plan,
+    "plan": summary_block,
     "quality": quality_block,
     "conversion": _conversion,
     "correctness": _correctness,

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from q4run.bench.plan_check import Result, results_of, summary_of, table_of
+from q4run.bench.plan_check import Result, n_within, pooled, results_of, summary_of, table_of
 from q4run.bench.tables import console
 
 BOX = files("q4run.box") / "tiny-llama4.gguf"
@@ -35,6 +36,17 @@ def test_errors_are_shares_of_the_measurement():
     assert [one.error("decode") for one in results] == pytest.approx([0.25, 0.25, 0.5])
     assert [one.error("peak") for one in results] == pytest.approx([0, 0, 1])
     assert "Decoding within 25 % in 2 of 3, memory within 5 % in 2" in summary_of(results)
+
+
+def test_executions_are_put_together_by_case():
+    (both,) = pooled([[result(10, 8)], [result(6, 12)]])
+    assert (both.predicted["decode"], both.measured["decode"]) == (8, 10)
+    assert n_within([result(10, 8), result(6, 12), both], "decode", 0.25) == 2
+    other = replace(result(6, 12), ram_budget=1)
+    with pytest.raises(ValueError, match="not the same cases"):
+        pooled([[result(10, 8)], [other]])
+    with pytest.raises(ValueError, match="zip"):
+        pooled([[result(10, 8)], []])
 
 
 def test_the_table_has_a_row_for_each(capsys):

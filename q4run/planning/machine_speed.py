@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,17 @@ _PROBE_BYTES = 256 << 20
 _DISK_S = 3.0
 _LOOK_S = 0.2  # at what other programs do
 # What tells notes of other kernels, and of other figures, apart.
-_KERNELS = f"{CACHE_FOLDER.name} {' '.join(field.name for field in fields(KernelSpeed))}"
+_KERNELS = f"{CACHE_FOLDER.name} {' '.join(one.name for one in fields(KernelSpeed))}"
 # Where a core's speed is given instead of measured, roughly as on a Zen 4: what its kernels give
 # with one token and from memory, bytes it brings into slots, and attention, as shares of that;
 # unpacking, as a number of tokens that take as long; what is lost between products and experts.
 _USUAL_TOKEN_SHARE = 0.4
 _USUAL_MEMORY_SHARE = 0.85
-_USUAL_FILL_SHARE = 0.015
-_USUAL_FIRST_FILL_SHARE = 0.008
+_USUAL_FILL_SHARE = 0.012
+_USUAL_FIRST_FILL_SHARE = 0.006
 _USUAL_UNPACKING = 1.5
 _USUAL_REGION_S = 5e-6
-_USUAL_FILL_S = 150e-6
+_USUAL_FILL_S = 350e-6
 _USUAL_PROMPT_ATTENTION_SHARE = 0.27
 _USUAL_DECODE_ATTENTION_SHARE = 0.035
 
@@ -74,7 +74,8 @@ class MachineSpeed:
     disk: float
     kernels: Mapping[str, KernelSpeed]
     attention: AttentionSpeed
-    busy_share: float = 0.0  # of this machine's processors, taken by other programs now
+    # Of this machine's processors, taken by other programs now.
+    busy_share: float = field(default=0.0, compare=False)
 
     def kernel(self, name: str) -> KernelSpeed:
         """Of a type; of those that hold next to nothing of a model, the slowest measured."""
