@@ -227,7 +227,9 @@ def main(words: list[str] | None = None) -> None:
     arguments = _parser().parse_args(words)
     try:
         if arguments.plot and find_spec("matplotlib") is None:
-            raise Error("--plot needs matplotlib: pip install 'q4run[plot]'")
+            raise Error(
+                "--plot needs matplotlib: pip install matplotlib, or q4run with its [plot] extra"
+            )
         traces = [find_trace(name) for name in arguments.traces or SHIPPED]
         if arguments.chunk > 1:
             traces = [in_chunks(trace, arguments.chunk) for trace in traces]

@@ -45,7 +45,9 @@ _DPI = 120
 def check_can_plot(path: Path) -> None:
     """Raises Error where matplotlib is missing or does not know the kind of file."""
     if find_spec("matplotlib") is None:
-        raise Error("--plot needs matplotlib: pip install 'q4run[plot]'")
+        raise Error(
+            "--plot needs matplotlib: pip install matplotlib, or q4run with its [plot] extra"
+        )
     canvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
     kinds = sorted(canvas.get_supported_filetypes())
     if path.suffix.lower().removeprefix(".") not in kinds:

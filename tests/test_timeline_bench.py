@@ -358,7 +358,7 @@ def test_without_matplotlib_it_says_what_to_install(model, tmp_path, monkeypatch
     result = bench(model, "--plot", tmp_path / "plot.png")
     assert result.exit_code == 1
     assert_one_error_line(result.stderr)
-    assert "pip install 'q4run[plot]'" in result.stderr
+    assert "pip install matplotlib" in result.stderr
 
 
 @needs_matplotlib
