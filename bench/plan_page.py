@@ -34,7 +34,7 @@ _HEADINGS = [
     "model", "type", "file", "`--ram-budget`", "experts in RAM", "read per token",
     "decoding, tok/s", "prompt of 512, tok/s", "held back by",
 ]  # fmt: skip
-_CHECKS = ("plan-1", "plan-2")  # executions of plan_check
+_CHECKS = ("plan-1", "plan-2", "plan-3")  # executions of plan_check
 _FORETOLD = {"decode": number, "prompt": number, "peak": format_size}
 
 
@@ -98,7 +98,7 @@ def summary_block(results: Results) -> list[str]:
             " within {share} in decoding.",
             times=in_words(len(alone)),
             summary=summary[:1].lower() + summary[1:],
-            alone=" and ".join(map(str, alone)),
+            alone=", ".join(map(str, alone)),
             share=percent(DECODE_WITHIN),
         )
     ]
@@ -120,7 +120,7 @@ def check_block(results: Results) -> list[str]:
             machine=record.text("machine"),
             times=in_words(len(alone)),
             summary=summary,
-            alone=" and ".join(map(str, alone)),
+            alone=", ".join(map(str, alone)),
             share=percent(DECODE_WITHIN),
         ),
         table,
