@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from q4run.errors import Error
-from q4run.experts.choosing import measure
-from q4run.experts.filling import PIECE_BYTES
+from q4run.experts.choosing import FEWEST_BYTES, measure
 from q4run.file_systems import IN_MEMORY, file_system_of, takes_direct_reads
 from q4run.gguf_file import open_gguf
 
-# Smaller files would say more about the disk's own memory than about the disk.
-SMALLEST_BYTES = 64 * PIECE_BYTES
 _BLOCK_BYTES = 512  # the unit of st_blocks
 
 
@@ -68,7 +65,7 @@ def _speeds(
     path: Path | None, seconds: float, in_memory: bool
 ) -> tuple[dict[str, int] | None, str | None]:
     """Bytes per second by way of reading, or why there are none."""
-    if path is None or _size(path) < SMALLEST_BYTES:
+    if path is None or _size(path) < FEWEST_BYTES:
         return None, "there is no file of 64 MB or more here to read"
     if in_memory:
         return None, "these files are in memory"

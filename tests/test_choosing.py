@@ -19,6 +19,7 @@ from q4run.experts.filling import MOST_READERS, N_READERS
 def model(tmp_path, monkeypatch) -> Path:
     """A file of 64 pieces of 4 kB, and notes that are this test's own."""
     monkeypatch.setattr(choosing, "PIECE_BYTES", 4096)
+    monkeypatch.setattr(choosing, "FEWEST_BYTES", 64 * 4096)
     monkeypatch.setattr(choosing, "_NOTES", tmp_path / "cache" / "disks.json")
     path = tmp_path / "model.gguf"
     with path.open("wb") as file:

@@ -13,8 +13,9 @@ from commands import assert_one_error_line, invoke
 from gguf_builder import Builder
 
 from q4run.cli.private import without_names
-from q4run.disk import SMALLEST_BYTES, describe_disk
+from q4run.disk import describe_disk
 from q4run.errors import Error, FormatError
+from q4run.experts.choosing import FEWEST_BYTES
 from q4run.findings import find
 from q4run.kernel_cache import describe_kernel_cache
 from q4run.kernels.compile import CACHE_FOLDER
@@ -51,7 +52,7 @@ def blob(tmp_path: Path) -> Path:
     """A file large enough to be measured."""
     path = tmp_path / "blob.bin"
     with path.open("wb") as file:
-        for _ in range(SMALLEST_BYTES >> 20):
+        for _ in range(FEWEST_BYTES >> 20):
             file.write(os.urandom(1 << 20))
         os.fsync(file.fileno())
     return path

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -364,8 +365,8 @@ def test_what_was_measured_is_remembered_for_a_day(notes, monkeypatch):
     assert len(calls) == 3
     speeds_of(formats, given, anew=True)
     assert len(calls) == 6
-    now = machine_speed.time.time()
-    monkeypatch.setattr(machine_speed.time, "time", lambda: now + 25 * 3600)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 25 * 3600)
     speeds_of(formats, given)
     assert len(calls) == 9
 

@@ -6,25 +6,23 @@ only churn the cache; then both ways to read, and a deeper queue of reads, are t
 a second, and what the disk gave is remembered for a day: it may have had a bad minute.
 """
 
-import json
 import mmap
 import os
 import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from q4run.errors import Error
 from q4run.experts.filling import MOST_READERS, N_READERS, PIECE_BYTES
 from q4run.experts.methods import METHODS
-from q4run.kernels.compile import CACHE_FOLDER
+from q4run.notes import FOLDER, add_notes, counts_still, now, read_notes
 
 AUTO = "auto"
 # What each disk gave, by the number of its device: bytes per second by candidate, and when.
-_NOTES = CACHE_FOLDER.parents[1] / "disks.json"
+_NOTES = FOLDER / "disks.json"
 # A map is no choice: page faults of many threads are slow everywhere, and on macOS have ended in
 # kernel panics.
 _DEEPER = "direct, deeper queue"
@@ -39,9 +37,9 @@ _WORTH_A_COPY = 1.5
 # More readers take time from the computation as well.
 _WORTH_MORE_READERS = 1.1
 SECONDS = 1.0
-_REMEMBERED_S = 24 * 3600
 _ROUNDS = 4  # of all candidates in turn: a disk's speed drifts
-_FEWEST_PIECES = 64  # of a file, or the measurement would be of the disk's own cache
+# Of a file; that of a smaller one would be of the disk's own cache.
+FEWEST_BYTES = 64 * PIECE_BYTES
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes
         return Choice("pread", "every expert stays in RAM and is read once", keep_cached=fits)
     if fits:
         return Choice("pread", "the page cache can hold the whole file")
-    if n_bytes < _FEWEST_PIECES * PIECE_BYTES:
+    if n_bytes < FEWEST_BYTES:
         return Choice("direct", "the page cache cannot hold the file", keep_cached=False)
     speeds, when = known_speeds(paths)
     if speeds is None:
@@ -121,7 +119,7 @@ def _best_direct(speeds: Mapping[str, float]) -> float:
 
 def is_measurable(paths: Sequence[Path]) -> bool:
     """Whether there is a file long enough for ``measure``."""
-    return max(path.stat().st_size for path in paths) >= _FEWEST_PIECES * PIECE_BYTES
+    return max(path.stat().st_size for path in paths) >= FEWEST_BYTES
 
 
 def measure(paths: Sequence[Path], seconds: float = SECONDS) -> dict[str, float]:
@@ -193,8 +191,8 @@ def _device(path: Path) -> str:
 def remembered_speeds(path: Path) -> dict[str, float] | None:
     """What was measured on the disk that ``path`` is on; None where nothing usable is known."""
     try:
-        known = json.loads(_NOTES.read_text())[_device(path)]
-        if not 0 <= time.time() - float(known["when"]) < _REMEMBERED_S:
+        known = read_notes(_NOTES)[_device(path)]
+        if not counts_still(known["when"]):
             return None
         return {name: float(known[name]) for name in _CANDIDATES}
     except (OSError, ValueError, KeyError, TypeError):
@@ -202,17 +200,5 @@ def remembered_speeds(path: Path) -> dict[str, float] | None:
 
 
 def _remember(path: Path, speeds: dict[str, float]) -> None:
-    """Notes what was measured; where that cannot be written, the next start measures again."""
-    try:
-        known = json.loads(_NOTES.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if not isinstance(known, dict):
-        known = {}
     rounded = {name: round(speed) for name, speed in speeds.items()}
-    known[_device(path)] = rounded | {"when": int(time.time())}
-    part = _NOTES.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known))
-        part.replace(_NOTES)
+    add_notes(_NOTES, {_device(path): rounded | {"when": now()}})

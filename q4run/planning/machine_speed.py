@@ -1,9 +1,7 @@
 """What this machine gives: measured in a few seconds, remembered for a day, or told."""
 
-import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -21,13 +19,13 @@ from q4run.kernels.formats import Format
 from q4run.kernels.threads.pool import ThreadPool
 from q4run.memory_limit import read_limit
 from q4run.models.config import ModelConfig
+from q4run.notes import FOLDER, add_notes, counts_still, now, read_notes
 from q4run.planning.attention_speed import AttentionSpeed, measure_attention
 from q4run.planning.kernel_speed import KernelSpeed, measure_kernels
 
 Progress = Callable[[str, int, int], None]
 
-_NOTES = CACHE_FOLDER.parents[1] / "speeds.json"
-_REMEMBERED_S = 24 * 3600
+_NOTES = FOLDER / "speeds.json"
 _PROBE_BYTES = 256 << 20
 # Long enough for the ups and downs of a disk that others use too.
 _DISK_S = 3.0
@@ -102,7 +100,7 @@ def find_speeds(
     else:
         threads = choose_threads(given.threads)
     own = min(threads, usable_cores())
-    notes = {} if anew else _read_notes()
+    notes = {} if anew else read_notes(_NOTES)
     n_steps = len(formats) + 2
     told = progress or (lambda what, done, total: None)
 
@@ -128,7 +126,7 @@ def find_speeds(
         attention = replace(attention, decode=min(memory, threads * per_thread))
     told("measuring the disk", n_steps - 1, n_steps)
     disk = given.disk or disk_speed(paths, anew=anew)
-    _write_notes(notes)
+    add_notes(_NOTES, notes)
     return MachineSpeed(threads, memory, disk, kernels, attention, busy_share)
 
 
@@ -226,25 +224,8 @@ def _noted(
         known = {key: float(value) for key, value in figures.items()}
         # What is lost may be nothing; a speed may not.
         speeds = [value for key, value in known.items() if not key.endswith("_s")]
-        if 0 <= time.time() - float(when) < _REMEMBERED_S and min(speeds) > 0:
+        if counts_still(when) and min(speeds) > 0:
             return known
     figures = measure()
-    notes[name] = {"when": int(time.time()), "figures": figures}
+    notes[name] = {"when": now(), "figures": figures}
     return figures
-
-
-def _read_notes() -> dict[str, Any]:
-    try:
-        notes = json.loads(_NOTES.read_text())
-    except (OSError, ValueError):
-        return {}
-    return notes if isinstance(notes, dict) else {}
-
-
-def _write_notes(notes: dict[str, Any]) -> None:
-    """Where that is impossible, the next start measures again."""
-    part = _NOTES.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(_read_notes() | notes))
-        part.replace(_NOTES)
