@@ -28,7 +28,6 @@ from q4run.bench import compare, speed
 from q4run.bench.arguments import count, size
 from q4run.bench.provenance import command_line, provenance
 from q4run.bench.tables import console, number, percent
-from q4run.budget import USUAL_INTERPRETER
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
 from q4run.errors import Error
@@ -148,18 +147,18 @@ def _planner(case: Case, n_prompt: int, context: int, threads: int | None) -> Pl
 
 def _foretell(planner: Planner, budget: int) -> dict[str, Figures]:
     row = planner.row(budget)
-    told, peak = row.forecast, row.memory.total + USUAL_INTERPRETER
+    told = row.forecast
     return {
         "cold": {
             "decode": told.cold_decode.tok_s,
             "prompt": told.cold_prompt.tok_s,
-            "peak": peak,
+            "peak": row.expected_peak,
             "hit_rate": told.cold_hit_rate,
         },
         "warm": {
             "decode": told.decode.tok_s,
             "prompt": told.prompt.tok_s,
-            "peak": peak,
+            "peak": row.expected_peak,
             "hit_rate": told.hit_rate,
         },
     }

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from q4run.budget import INTERPRETER_ALLOWANCE, USUAL_INTERPRETER
+from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.terminal import printable
 from q4run.memory import format_size
 from q4run.planning.advice import Planner, Row
@@ -96,7 +96,7 @@ def _memory(planner: Planner, row: Row) -> dict[str, int]:
         "slot_bytes": memory.slot_bytes,
         "total": memory.total,
         "allowance": INTERPRETER_ALLOWANCE,
-        "expected_peak": memory.total + USUAL_INTERPRETER,
+        "expected_peak": row.expected_peak,
         "page_cache": max(0, left),
         "disk": planner.file.size,
     }

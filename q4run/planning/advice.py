@@ -8,6 +8,7 @@ from pathlib import Path
 from q4run.budget import (
     DEFAULT_CONTEXT,
     INTERPRETER_ALLOWANCE,
+    USUAL_INTERPRETER,
     MemoryPlan,
     default_budget,
     least_budget,
@@ -60,6 +61,11 @@ class Row:
     @property
     def budget(self) -> int:
         return self.memory.budget
+
+    @property
+    def expected_peak(self) -> int:
+        """Bytes of all that the process will hold in RAM, as a rule."""
+        return self.memory.total + USUAL_INTERPRETER
 
 
 def make_planner(

@@ -1,8 +1,5 @@
 """How fast attention is with a model's heads: over the keys of a decoded token, and in prompts."""
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +9,7 @@ from q4run.kernels.kv_values import row_length
 from q4run.kernels.threads.pool import Pool
 from q4run.kv_cache import KV_TYPES
 from q4run.models.config import ModelConfig
+from q4run.planning.timing import median_seconds
 
 _KEYS = 1024
 _PROMPT_TOKENS = 512
@@ -55,15 +53,6 @@ def measure_attention(
     decode()  # compiles, and touches the memory
     operations = 4 * config.n_head * config.head_dim * _PROMPT_TOKENS * (_PROMPT_TOKENS + 1) // 2
     return AttentionSpeed(
-        decode=n_layers * layer_bytes / _median(decode),
-        prompt=operations / _median(prompt) / n_threads,
+        decode=n_layers * layer_bytes / median_seconds(decode, _ROUNDS),
+        prompt=operations / median_seconds(prompt, _ROUNDS) / n_threads,
     )
-
-
-def _median(run: Callable[[], None]) -> float:
-    seconds = []
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)

@@ -2,7 +2,6 @@
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from q4run.experts.pread import Pread
 from q4run.experts.store import ExpertStore
 from q4run.kernels.formats import Format
 from q4run.kernels.strips import ROWS
+from q4run.planning.timing import seconds_of
 
 _COLS = 2048
 _FILE_BYTES = 128 << 20  # far larger than the caches
@@ -52,58 +52,49 @@ def measure_filling(fmt: Format, compute: Callable[[int], None]) -> Filling:
         for _ in range(-(-_FILE_BYTES // piece.nbytes)):
             file.write(piece)
         file.flush()
-        path = Path(file.name)
-        large, first = _losses(_layout(path, fmt, _LARGE_BYTES), compute)
-        small, _ = _losses(_layout(path, fmt, _SMALL_BYTES), compute)
+        large, small = (
+            _layout(Path(file.name), fmt, size) for size in (_LARGE_BYTES, _SMALL_BYTES)
+        )
+        large_s, first_s = _losses(large, compute)
+        small_s, _ = _losses(small, compute)
     n_cores = min(N_READERS, usable_cores())
-    more = large.n_bytes - small.n_bytes
-    s_per_byte = max(large.seconds - small.seconds, large.seconds / 2, 1e-9) / more
-    first_s = max(s_per_byte * first.n_bytes, first.seconds)
+    large_bytes, small_bytes = (layout.n_bytes // layout.n_experts for layout in (large, small))
+    s_per_byte = max(large_s - small_s, large_s / 2, 1e-9) / (large_bytes - small_bytes)
     return Filling(
         fill=1 / s_per_byte / n_cores,
-        fill_s=max(0.0, small.seconds - small.n_bytes * s_per_byte),
-        first_fill=first.n_bytes / first_s / n_cores,
+        fill_s=max(0.0, small_s - small_bytes * s_per_byte),
+        first_fill=large_bytes / max(s_per_byte * large_bytes, first_s) / n_cores,
     )
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """What an expert of so many bytes costs."""
-
-    n_bytes: int
-    seconds: float
-
-
-def _losses(layout: ExpertLayout, compute: Callable[[int], None]) -> tuple[_Loss, _Loss]:
-    """Of an expert in a slot that was used before, the median of some rounds, and in a new one."""
-    n_bytes = layout.n_bytes // layout.n_experts
+def _losses(layout: ExpertLayout, compute: Callable[[int], None]) -> tuple[float, float]:
+    """Seconds for an expert in a slot that was used before, the median of some rounds, and in a
+    new one."""
     n_slots = max(1, layout.n_experts // 2)
-    with closing(
-        ExpertStore(layout, n_slots, Pread([_path_of(layout)]), prefetch="never")
-    ) as store:
+    files = Pread({matrix.path for matrix in layout.layers[0]})
+    with closing(ExpertStore(layout, n_slots, files, prefetch="never")) as store:
 
-        def run(experts: range) -> float:
-            """Seconds that each expert takes longer than one in RAM."""
-            misses = store.counters.misses
-            started = time.perf_counter()
+        def stream(experts: range) -> None:
             for expert in experts:
                 store.begin_pass(1)
                 with store.request(0, [expert]) as request:
-                    for ready in request:
+                    for _ in request:
                         compute(layout.slot_bytes)
-                        del ready
                 store.end_pass(1)
-            with_reads = time.perf_counter() - started
-            started = time.perf_counter()
+
+        def only_compute(experts: range) -> None:
             for _ in experts:
                 compute(layout.slot_bytes)
                 compute(layout.slot_bytes)
-            alone = time.perf_counter() - started
-            return (with_reads - alone) / max(1, store.counters.misses - misses)
 
-        first = run(range(n_slots))
-        later = [run(range(layout.n_experts)) for _ in range(_ROUNDS)]
-    return _Loss(n_bytes, max(1e-9, statistics.median(later))), _Loss(n_bytes, max(1e-9, first))
+        def loss(experts: range) -> float:
+            """Seconds that each expert takes longer than one in RAM."""
+            misses = store.counters.misses
+            longer = seconds_of(lambda: stream(experts)) - seconds_of(lambda: only_compute(experts))
+            return max(1e-9, longer / max(1, store.counters.misses - misses))
+
+        first = loss(range(n_slots))
+        return statistics.median(loss(range(layout.n_experts)) for _ in range(_ROUNDS)), first
 
 
 def _layout(path: Path, fmt: Format, expert_bytes: int) -> ExpertLayout:
@@ -118,10 +109,6 @@ def _layout(path: Path, fmt: Format, expert_bytes: int) -> ExpertLayout:
     gate, up, down = matrices
     n_bytes = 3 * n_expert * gate.n_bytes
     return ExpertLayout({0: (gate, up, down)}, 3 * gate.slot_bytes, n_expert, n_expert, n_bytes)
-
-
-def _path_of(layout: ExpertLayout) -> Path:
-    return layout.layers[0][0].path
 
 
 def some_rows(fmt: Format, n_cols: int) -> np.ndarray:

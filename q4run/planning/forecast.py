@@ -10,11 +10,12 @@ the experts that are in RAM, and a trained model does a little better.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from q4run.budget import MemoryPlan
+from q4run.planning.fill_speed import Filling
 from q4run.planning.machine_speed import MachineSpeed
 from q4run.planning.work import Work
 
@@ -117,13 +118,13 @@ def _decode(
         if not n_missed:
             continue
         read += n_missed * layer.file_bytes
-        fill, fill_s = _fill(layer.ram_bytes, machine)
-        seconds[Limit.CORES] += n_missed * fill_s
-        seconds[Limit.CORES] += from_cache * n_missed * layer.file_bytes / fill
+        filling = _filling(layer.ram_bytes, machine)
+        seconds[Limit.CORES] += n_missed * filling.fill_s
+        seconds[Limit.CORES] += from_cache * n_missed * layer.file_bytes / filling.fill
         if from_cache == 1:
             continue
-        limit = Limit.DISK if machine.disk < fill else Limit.CORES
-        reading = layer.file_bytes / min(fill, machine.disk)
+        limit = Limit.DISK if machine.disk < filling.fill else Limit.CORES
+        reading = layer.file_bytes / min(filling.fill, machine.disk)
         seconds[limit] += (1 - from_cache) * n_missed * reading
         # A disk leaves the cores to what is computed meanwhile.
         meanwhile = sum(n / machine.kernel(name).memory for name, n in layer.meanwhile.items())
@@ -138,12 +139,15 @@ def _held_by(name: str, machine: MachineSpeed) -> Limit:
     return Limit.CORES if cores < machine.memory else Limit.MEMORY
 
 
-def _fill(types: Mapping[str, int], machine: MachineSpeed) -> tuple[float, float]:
-    """Of experts that are brought into slots from the page cache beside the computation: bytes per
-    second, and seconds for each."""
+def _filling(types: Iterable[str], machine: MachineSpeed) -> Filling:
+    """Of experts of these types, by all cores that fill slots together."""
     kernels = [machine.kernel(name) for name in types]
     n_cores = min(machine.threads, _MOST_READERS)
-    return n_cores * min(k.fill for k in kernels), max(k.fill_s for k in kernels)
+    return Filling(
+        fill=n_cores * min(k.fill for k in kernels),
+        fill_s=max(k.fill_s for k in kernels),
+        first_fill=n_cores * min(k.first_fill for k in kernels),
+    )
 
 
 def _prompt(
@@ -185,11 +189,9 @@ def _filling_seconds(
 ) -> float:
     """What so many bytes on their way into slots take from the computation; the first into each
     slot are slower."""
-    kernels = [machine.kernel(name) for name in work.experts[0].ram_bytes]
-    n_cores = min(machine.threads, _MOST_READERS)
+    filling = _filling(work.experts[0].ram_bytes, machine)
     n_first = min(n_bytes, plan.slots) if is_first else 0.0
-    first_fill, fill = min(k.first_fill for k in kernels), min(k.fill for k in kernels)
-    return (n_first / first_fill + (n_bytes - n_first) / fill) / n_cores
+    return n_first / filling.first_fill + (n_bytes - n_first) / filling.fill
 
 
 def _batch_seconds(

@@ -1,8 +1,6 @@
 """How fast the kernels of a type are: from memory, out of the cache, in prompts."""
 
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +12,7 @@ from q4run.kernels.products import PRODUCT, input_record, matrix_record, run_pro
 from q4run.kernels.strips import ROWS, interleave
 from q4run.kernels.threads.pool import Pool, ThreadPool
 from q4run.planning.fill_speed import measure_filling, some_rows
+from q4run.planning.timing import median_seconds, seconds_of
 
 _COLS = 2048
 _ROWS = 4096
@@ -57,16 +56,16 @@ def measure_kernels(fmt: Format, pool: Pool, n_threads: int) -> KernelSpeed:
     with ThreadPool(1) as alone:
         matrices.multiply(alone.state, cached, 1)  # compiles, and brings the matrix into the cache
         core = min(
-            _seconds(lambda: matrices.multiply(alone.state, cached, 1, times=64))
+            seconds_of(lambda: matrices.multiply(alone.state, cached, 1, times=64))
             for _ in range(_ROUNDS)
         )
     n_products = large // _ROWS
     at_once, in_parts = [], []
     for _ in range(_ROUNDS):  # in turn: what memory gives changes
-        at_once.append(_seconds(lambda: matrices.multiply(pool, large, 1)))
-        in_parts.append(_seconds(lambda: matrices.multiply_in_parts(pool, n_products)))
-    many = _median(lambda: matrices.multiply(pool, _ROWS, _PROMPT_TOKENS))
-    few = _median(lambda: matrices.multiply(pool, _ROWS, _FEW_TOKENS, times=8)) / 8
+        at_once.append(seconds_of(lambda: matrices.multiply(pool, large, 1)))
+        in_parts.append(seconds_of(lambda: matrices.multiply_in_parts(pool, n_products)))
+    many = median_seconds(lambda: matrices.multiply(pool, _ROWS, _PROMPT_TOKENS), _ROUNDS)
+    few = median_seconds(lambda: matrices.multiply(pool, _ROWS, _FEW_TOKENS, times=8), _ROUNDS) / 8
     n_weights = _ROWS * _COLS
     filling = measure_filling(fmt, lambda n_bytes: matrices.multiply_bytes(pool, n_bytes))
     return KernelSpeed(
@@ -79,16 +78,6 @@ def measure_kernels(fmt: Format, pool: Pool, n_threads: int) -> KernelSpeed:
         fill_s=filling.fill_s,
         first_fill=filling.first_fill,
     )
-
-
-def _median(run: Callable[[], None]) -> float:
-    return statistics.median(_seconds(run) for _ in range(_ROUNDS))
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 class _Matrices:
