@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from q4run.bench.figures import Figures
-from q4run.bench.stored import Record, Results
-from q4run.bench.tables import markdown_table, number, over, percent, span, threads_of
+from q4run.bench.figures.figures import Figures
+from q4run.bench.figures.stored import Record, Results
+from q4run.bench.figures.tables import markdown_table, number, over, percent, span, threads_of
 from q4run.errors import Error
 from q4run.memory import format_size
 

@@ -23,10 +23,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from q4run.bench.arguments import count, size
 from q4run.bench.checkpoints import write_checkpoint
-from q4run.bench.provenance import command_line, provenance
-from q4run.bench.tables import console
+from q4run.bench.figures.arguments import count, size
+from q4run.bench.figures.provenance import command_line, provenance
+from q4run.bench.figures.tables import console
 from q4run.errors import Error
 from q4run.kernels.formats import find_format_named
 from q4run.memory import format_size

@@ -39,7 +39,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from q4run.bench.arguments import count, positive, share
+from q4run.bench.figures.arguments import count, positive, share
 from q4run.bench.traces import Trace, in_chunks, made_trace, read_trace
 from q4run.errors import Error
 from q4run.experts.policies import POLICIES, Key, Policy

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from q4run.bench import llama_cpp_speed
-from q4run.bench.figures import Figures
+from q4run.bench.figures.figures import Figures
 from q4run.bench.limits import drop_from_page_cache, inside, memory_cgroup
 from q4run.bench.recording import Recording
 from q4run.budget import INTERPRETER_ALLOWANCE

@@ -24,11 +24,11 @@ from pathlib import Path
 from rich.table import Table
 
 from q4run.bench import compare
-from q4run.bench.arguments import count
+from q4run.bench.figures.arguments import count
+from q4run.bench.figures.tables import console, number
 from q4run.bench.geometries import GEOMETRIES
 from q4run.bench.llama_cpp_files import quantize_with_llama_cpp, types_of, with_default_alignment
 from q4run.bench.synthetic import write_model
-from q4run.bench.tables import console, number
 from q4run.cores import choose_threads
 from q4run.errors import Error
 

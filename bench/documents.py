@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from q4run.bench import readme_figures
+from q4run.bench.figures.stored import Results
 from q4run.bench.plan_page import check_block, machines_block
-from q4run.bench.stored import Results
 
 # By name: paragraphs and tables in Markdown.
 Blocks = Mapping[str, Callable[[Results], list[str]]]

@@ -25,9 +25,9 @@ from rich import box
 from rich.table import Table
 
 from q4run.bench import compare, speed
-from q4run.bench.arguments import count, size
-from q4run.bench.provenance import command_line, provenance
-from q4run.bench.tables import console, number, percent
+from q4run.bench.figures.arguments import count, size
+from q4run.bench.figures.provenance import command_line, provenance
+from q4run.bench.figures.tables import console, number, percent
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
 from q4run.errors import Error

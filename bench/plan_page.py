@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from q4run.bench.figures.stored import Results
+from q4run.bench.figures.tables import markdown_table, number, percent
 from q4run.bench.plan_check import (
     DECODE_WITHIN,
     Result,
@@ -18,8 +20,6 @@ from q4run.bench.plan_check import (
     summary_of,
 )
 from q4run.bench.prose import code, in_words, paragraph
-from q4run.bench.stored import Results
-from q4run.bench.tables import markdown_table, number, percent
 from q4run.convert.preview import preview_geometry
 from q4run.convert.recipe import make_recipe
 from q4run.errors import Error

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from q4run.bench.figures import Figures
-from q4run.bench.outputs import write_whole
+from q4run.bench.figures.figures import Figures
+from q4run.bench.figures.outputs import write_whole
+from q4run.bench.figures.tables import number
 from q4run.bench.recording import Recording
-from q4run.bench.tables import number
 from q4run.bench.token_times import spans_of, token_seconds, typical_token
 from q4run.errors import Error
 from q4run.memory import format_size

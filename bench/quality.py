@@ -26,10 +26,10 @@ from typing import Any
 
 import q4run
 from q4run.bench import compare
+from q4run.bench.figures.provenance import command_line, computer
+from q4run.bench.figures.tables import console
 from q4run.bench.llama_cpp_files import quantize_with_llama_cpp, types_of, with_default_alignment
-from q4run.bench.provenance import command_line, computer
 from q4run.bench.quality_report import markdown_of, table_of
-from q4run.bench.tables import console
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
 from q4run.convert import convert

@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from q4run.bench.tables import markdown_table
+from q4run.bench.figures.tables import markdown_table
 
 _TITLES = (
     "type",

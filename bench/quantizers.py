@@ -24,8 +24,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from q4run.bench.arguments import count
-from q4run.bench.tables import console, number, over
+from q4run.bench.figures.arguments import count
+from q4run.bench.figures.tables import console, number, over
 from q4run.kernels.formats import all_formats, find_format_named
 from q4run.kernels.formats.base import Format
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from q4run.bench import bench_runs
+from q4run.bench.figures.stored import Record, Results
+from q4run.bench.figures.tables import markdown_table, number, span
 from q4run.bench.plan_page import summary_block
 from q4run.bench.prose import how_often, in_words, paragraph
 from q4run.bench.readme_quality import quality_block
 from q4run.bench.readme_streaming import streaming_block
 from q4run.bench.recipes import preparation
-from q4run.bench.stored import Record, Results
-from q4run.bench.tables import markdown_table, number, span
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.errors import Error
 from q4run.memory import format_size

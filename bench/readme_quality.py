@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from q4run.bench.figures.stored import Results
+from q4run.bench.figures.tables import markdown_table, span
 from q4run.bench.prose import paragraph
-from q4run.bench.stored import Results
-from q4run.bench.tables import markdown_table, span
 
 _TEXT = """
 What quantising costs: a trained 30 M-parameter Llama 4, {tokens:,} held-out tokens, excess

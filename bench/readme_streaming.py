@@ -7,12 +7,12 @@ import statistics
 from dataclasses import dataclass
 
 from q4run.bench.compare import LLAMA_CPP, Q4RUN
-from q4run.bench.figures import Figures
+from q4run.bench.figures.figures import Figures
+from q4run.bench.figures.stored import Record, Results
+from q4run.bench.figures.tables import markdown_table, number, span
 from q4run.bench.prose import paragraph
 from q4run.bench.results_pages import SLICE, SLICE_2048, decoding_reads, read_streaming
-from q4run.bench.stored import Record, Results
 from q4run.bench.streaming_report import Case, Report
-from q4run.bench.tables import markdown_table, number, span
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.memory import format_size
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import q4run
-from q4run.bench.arguments import count
+from q4run.bench.figures.arguments import count
 from q4run.bench.traces import read_trace
 from q4run.cli.errors import describe
 from q4run.errors import Error

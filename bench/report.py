@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from q4run.bench.documents import DOCUMENTS, Blocks
-from q4run.bench.provenance import without_paths
+from q4run.bench.figures.provenance import without_paths
+from q4run.bench.figures.stored import Record, Results
 from q4run.bench.recipes import preparation
 from q4run.bench.results_pages import PAGES
-from q4run.bench.stored import Record, Results
 from q4run.cli.errors import describe
 from q4run.errors import Error
 

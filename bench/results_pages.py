@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from q4run.bench import bench_runs, quality_report, streaming_report
 from q4run.bench.compare import PLAIN, Q4RUN
+from q4run.bench.figures.stored import Record, Results
+from q4run.bench.figures.tables import span
 from q4run.bench.prose import code, paragraph
 from q4run.bench.recipes import preparation
-from q4run.bench.stored import Record, Results
 from q4run.bench.streaming_report import Report, sections_of
-from q4run.bench.tables import span
 from q4run.bench.tiny_llama4 import curve
 from q4run.memory import format_size
 

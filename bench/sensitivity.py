@@ -18,7 +18,7 @@ from rich import box
 from rich.table import Table
 
 import q4run
-from q4run.bench.tables import console
+from q4run.bench.figures.tables import console
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
 from q4run.convert import convert

@@ -14,7 +14,7 @@ import numpy as np
 
 import q4run
 from q4run.bench.disk_watch import DiskWatch
-from q4run.bench.figures import Figures
+from q4run.bench.figures.figures import Figures
 from q4run.bench.llama_cpp_speed import difference, disk_bytes
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf

@@ -27,10 +27,10 @@ from datetime import date
 from pathlib import Path
 
 from q4run.bench import compare, limits, speed
-from q4run.bench.arguments import count, size
-from q4run.bench.provenance import command_line
+from q4run.bench.figures.arguments import count, size
+from q4run.bench.figures.provenance import command_line
+from q4run.bench.figures.tables import console
 from q4run.bench.streaming_report import Case, Report, json_of, markdown_of, table_of
-from q4run.bench.tables import console
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting, warn
 from q4run.errors import Error

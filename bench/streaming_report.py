@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from q4run.bench.compare import PLAIN, Q4RUN
-from q4run.bench.figures import Figures, median_of, ratios_of
-from q4run.bench.provenance import computer
-from q4run.bench.tables import markdown_table, number, over, percent, threads_of, with_range
+from q4run.bench.figures.figures import Figures, median_of, ratios_of
+from q4run.bench.figures.provenance import computer
+from q4run.bench.figures.tables import markdown_table, number, over, percent, threads_of, with_range
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.terminal import printable
 from q4run.memory import format_size

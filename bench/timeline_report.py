@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from q4run.bench.figures.tables import number, percent
 from q4run.bench.recording import Recording
-from q4run.bench.tables import number, percent
 from q4run.bench.token_times import Times, added_up, in_groups, times_of, typical_token
 from q4run.memory import format_size
 from q4run.timeline import NO_LAYER, READ, WAIT

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from q4run.bench.figures.tables import console
 from q4run.bench.plan_check import Result, n_within, pooled, results_of, summary_of, table_of
-from q4run.bench.tables import console
 
 BOX = files("q4run.box") / "tiny-llama4.gguf"
 

@@ -13,11 +13,11 @@ import pytest
 import q4run
 from q4run.bench import bench_runs, report
 from q4run.bench.documents import DOCUMENTS
+from q4run.bench.figures.stored import Results
+from q4run.bench.figures.tables import markdown_table, span
 from q4run.bench.prose import code, how_often, in_words, paragraph
 from q4run.bench.recipes import preparation
 from q4run.bench.results_pages import PAGES
-from q4run.bench.stored import Results
-from q4run.bench.tables import markdown_table, span
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = sorted(path.stem for path in (ROOT / "bench/results").glob("*.json"))

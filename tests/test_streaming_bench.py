@@ -22,7 +22,7 @@ from fake_peer import make_fake_peer
 import q4run
 from q4run.bench import cache, compare, disk_watch, limits, record, speed, streaming
 from q4run.bench.disk_watch import DiskWatch, Looks
-from q4run.bench.provenance import command_line, computer, without_paths
+from q4run.bench.figures.provenance import command_line, computer, without_paths
 from q4run.bench.streaming_report import (
     Case,
     Report,

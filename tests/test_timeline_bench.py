@@ -15,7 +15,7 @@ from rich.cells import cell_len
 import q4run
 from q4run.bench import compare
 from q4run.bench.chrome_trace import BEGINS, trace_of
-from q4run.bench.outputs import check_writable, write_whole
+from q4run.bench.figures.outputs import check_writable, write_whole
 from q4run.bench.plot import check_can_plot, write_plot
 from q4run.bench.recording import Recording
 from q4run.bench.speed import choose_tokens

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from q4run.bench.tables import markdown_table
+from q4run.bench.figures.tables import markdown_table
 
 _EVERY = 50
 

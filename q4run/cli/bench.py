@@ -181,7 +181,7 @@ def bench(
 
 def _check_outputs(trace: Path | None, plot: Path | None) -> None:
     """Before anything is measured for minutes."""
-    from q4run.bench.outputs import check_writable
+    from q4run.bench.figures.outputs import check_writable
 
     if trace is not None:
         from q4run.bench.chrome_trace import BEGINS

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from q4run.bench.figures import Figures
+from q4run.bench.figures.figures import Figures
 
 # Into a pipe, rows must not be folded to the 80 columns that rich assumes there.
 _PIPE_WIDTH = 120

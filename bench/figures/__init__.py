@@ -1,0 +1,1 @@
+"""Figures as they are stored, told and tabled."""
