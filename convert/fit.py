@@ -28,7 +28,7 @@ CANDIDATES = ("f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "q2_k", "
 EXPERT_CANDIDATES = (*CANDIDATES, "tq2_0", "tq1_0")
 # Loss per relative squared error by the use of a tensor: of one in every layer, in units of
 # attn_v's, and of what there is once, in as many as there are layers. Means over two models of 30
-# and 22 M parameters (python -m q4run.bench.sensitivity).
+# and 22 M parameters (python -m q4run.bench.measure.sensitivity).
 SENSITIVITY = {
     "attn_q": 0.4,
     "attn_k": 0.3,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from q4run.bench.random_blocks import random_blocks
+from q4run.bench.models.random_blocks import random_blocks
 from q4run.kernels.activations import GROUP, Int8Activations, quantize_activations
 from q4run.kernels.formats import find_format_named
 from q4run.kernels.products import INPUT, matrix_record

@@ -17,11 +17,13 @@ from fake_peer import DISK_BYTES, make_fake_peer
 
 import q4run
 from q4run import memory_limit
-from q4run.bench import bench_runs, compare, limits, llama_cpp_speed, speed
 from q4run.bench.figures.figures import median_of, ratios_of
 from q4run.bench.figures.stored import Results
-from q4run.bench.results_pages import PAGES
-from q4run.bench.synthetic import write_model
+from q4run.bench.measure import compare, limits, speed
+from q4run.bench.models.synthetic import write_model
+from q4run.bench.pages import bench_runs
+from q4run.bench.pages.results_pages import PAGES
+from q4run.bench.peer import llama_cpp_speed
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.geometries import Geometry
 from q4run.memory import format_size

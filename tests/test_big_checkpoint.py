@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from converting import load_checkpoint
 
-from q4run.bench import big_checkpoint, checkpoints
-from q4run.bench.geometries import GEOMETRIES
+from q4run.bench.measure import big_checkpoint
+from q4run.bench.models import checkpoints
+from q4run.bench.models.geometries import GEOMETRIES
 from q4run.convert import convert
 
 SMALL = replace(GEOMETRIES["scout"], n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256)

@@ -14,7 +14,7 @@ import pytest
 
 from q4run import budget as budget_module
 from q4run import workspace as workspace_module
-from q4run.bench.synthetic import Geometry, write_model
+from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, MemoryPlan, plan_memory
 from q4run.errors import BudgetError
 from q4run.experts.filling import N_READERS, buffer_bytes

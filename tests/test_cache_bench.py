@@ -1,4 +1,4 @@
-"""``bench/cache.py``: replays, their limits, and what it prints."""
+"""``bench/measure/cache.py``: replays, their limits, and what it prints."""
 
 import itertools
 import random
@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from q4run.bench import cache
-from q4run.bench.cache import count_hits, main, measure, optimal_hits
-from q4run.bench.traces import Pass, Trace, in_chunks, made_trace
+from q4run.bench.measure import cache
+from q4run.bench.measure.cache import count_hits, main, measure, optimal_hits
+from q4run.bench.models.traces import Pass, Trace, in_chunks, made_trace
 from q4run.experts.policies import POLICIES
 from q4run.experts.trace import TraceWriter
 

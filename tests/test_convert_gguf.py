@@ -10,7 +10,7 @@ from converting import read_gguf
 from gguf_builder import Builder, rich_file
 from tiny_checkpoints import make_checkpoint
 
-from q4run.bench.random_blocks import TYPES, random_blocks
+from q4run.bench.models.random_blocks import TYPES, random_blocks
 from q4run.convert import convert
 from q4run.convert.gguf_source import role_of
 from q4run.convert.tensors import Role

@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 
-from q4run.bench.random_blocks import random_blocks
+from q4run.bench.models.random_blocks import random_blocks
 from q4run.kernels.formats import all_formats, find_format
 from q4run.kernels.products import matmul
 from q4run.kernels.strips import padded_rows, to_strips

@@ -175,7 +175,7 @@ from pathlib import Path
 
 import numpy as np
 from numba.core.registry import CPUDispatcher
-from q4run.bench.synthetic import Geometry, write_model
+from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from q4run import transformer
-from q4run.bench.synthetic import Geometry, write_model
+from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.errors import Error, UnsupportedError
 from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS

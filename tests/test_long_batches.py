@@ -8,7 +8,7 @@ import pytest
 
 import q4run
 from q4run import budget
-from q4run.bench.synthetic import Geometry, write_model
+from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.model import Model
 
 N_LAYER, N_EXPERT, CONTEXT = 3, 16, 300

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from q4run.bench.synthetic import Geometry, write_model
+from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.budget import INTERPRETER_ALLOWANCE
 
 BUDGET = 110_000_000

@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from q4run.bench.limits import inside, memory_cgroup
-from q4run.bench.synthetic import Geometry, write_model
+from q4run.bench.measure.limits import inside, memory_cgroup
+from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.errors import Error
 from q4run.experts.policies import POLICIES
 from q4run.experts.slots import Slots

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 from tiny_checkpoints import make_checkpoint
 
 import q4run
-from q4run.bench.synthetic import write_model
+from q4run.bench.models.synthetic import write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, default_budget
 from q4run.cli import plan_report
 from q4run.convert import convert

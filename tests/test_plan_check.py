@@ -1,4 +1,4 @@
-"""``q4run.bench.plan_check``: what was foretold beside what was measured."""
+"""``q4run.bench.measure.plan_check``: what was foretold beside what was measured."""
 
 import json
 import subprocess
@@ -10,14 +10,21 @@ from pathlib import Path
 import pytest
 
 from q4run.bench.figures.tables import console
-from q4run.bench.plan_check import Result, n_within, pooled, results_of, summary_of, table_of
+from q4run.bench.measure.plan_check import (
+    Result,
+    n_within,
+    pooled,
+    results_of,
+    summary_of,
+    table_of,
+)
 
 BOX = files("q4run.box") / "tiny-llama4.gguf"
 
 
 def plan_check(*words) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "q4run.bench.plan_check", *map(str, words)],
+        [sys.executable, "-m", "q4run.bench.measure.plan_check", *map(str, words)],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 

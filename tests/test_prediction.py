@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import q4run
-from q4run.bench.synthetic import write_model
+from q4run.bench.models.synthetic import write_model
 from q4run.errors import Error
 from q4run.experts.prediction import Prediction, Trial
 from q4run.geometries import Geometry

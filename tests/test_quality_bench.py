@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_checkpoints import make_checkpoint
 
-from q4run.bench import calibration_text, convert_speed, sensitivity
-from q4run.bench.geometries import GEOMETRIES
-from q4run.bench.llama_cpp_files import (
+from q4run.bench.measure import calibration_text, convert_speed, sensitivity
+from q4run.bench.models.geometries import GEOMETRIES
+from q4run.bench.peer.llama_cpp_files import (
     quantize_with_llama_cpp,
     types_of,
     with_default_alignment,

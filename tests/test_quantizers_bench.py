@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from q4run.bench import quantizers
+from q4run.bench.measure import quantizers
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_commands_work_in_their_order(folder):
     assert len(commands()) >= 12
     assert ["-m", "q4run", "chat"] in commands()
-    assert any("q4run.bench.cache" in arguments for arguments in commands())
+    assert any("q4run.bench.measure.cache" in arguments for arguments in commands())
     for arguments in commands():
         if "--plot" in arguments and find_spec("matplotlib") is None:
             continue  # the [test] extra brings it along

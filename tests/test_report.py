@@ -1,4 +1,4 @@
-"""``bench/report.py``: what is shown is what is stored, and says so where it is not."""
+"""``bench/pages/report.py``: what is shown is what is stored, and says so where it is not."""
 
 import json
 import random
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 import q4run
-from q4run.bench import bench_runs, report
-from q4run.bench.documents import DOCUMENTS
 from q4run.bench.figures.stored import Results
 from q4run.bench.figures.tables import markdown_table, span
-from q4run.bench.prose import code, how_often, in_words, paragraph
-from q4run.bench.recipes import preparation
-from q4run.bench.results_pages import PAGES
+from q4run.bench.pages import bench_runs, report
+from q4run.bench.pages.documents import DOCUMENTS
+from q4run.bench.pages.prose import code, how_often, in_words, paragraph
+from q4run.bench.pages.recipes import preparation
+from q4run.bench.pages.results_pages import PAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = sorted(path.stem for path in (ROOT / "bench/results").glob("*.json"))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import q4run
-from q4run.bench.synthetic import Geometry, write_model
-from q4run.bench.traces import read_trace
+from q4run.bench.models.synthetic import Geometry, write_model
+from q4run.bench.models.traces import read_trace
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS

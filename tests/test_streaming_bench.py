@@ -1,4 +1,6 @@
-"""``bench/streaming.py``: its floors, what it sees of the disk, its tables, and how it ends."""
+"""``bench/measure/streaming.py``: its floors, what it sees of the disk, its tables, and how it
+ends.
+"""
 
 import json
 import os
@@ -20,10 +22,10 @@ from expert_files import Experts
 from fake_peer import make_fake_peer
 
 import q4run
-from q4run.bench import cache, compare, disk_watch, limits, record, speed, streaming
-from q4run.bench.disk_watch import DiskWatch, Looks
 from q4run.bench.figures.provenance import command_line, computer, without_paths
-from q4run.bench.streaming_report import (
+from q4run.bench.measure import cache, compare, disk_watch, limits, record, speed, streaming
+from q4run.bench.measure.disk_watch import DiskWatch, Looks
+from q4run.bench.measure.streaming_report import (
     Case,
     Report,
     json_of,
@@ -31,8 +33,8 @@ from q4run.bench.streaming_report import (
     rows_of,
     table_of,
 )
-from q4run.bench.synthetic import write_model
-from q4run.bench.traces import read_trace
+from q4run.bench.models.synthetic import write_model
+from q4run.bench.models.traces import read_trace
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
@@ -318,7 +320,9 @@ def test_titles_say_whether_the_limit_was_enforced(case, limit, enforced, title)
 
 
 def test_the_page_has_machine_date_and_command(case, monkeypatch):
-    monkeypatch.setattr("q4run.bench.streaming_report.computer", lambda: "2 cores of a kind")
+    monkeypatch.setattr(
+        "q4run.bench.measure.streaming_report.computer", lambda: "2 cores of a kind"
+    )
     report = Report("m.gguf", date(2026, 1, 2), "python -m x m.gguf", "llama 1.2", 2, [case])
     lines = markdown_of(report).splitlines()
     assert lines[0] == "# Streaming m.gguf"
@@ -492,7 +496,7 @@ def test_ctrl_c_leaves_nothing_behind(model, tmp_path, number, status):
     )
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "q4run.bench.streaming", str(model), *words),
+            *(sys.executable, "-m", "q4run.bench.measure.streaming", str(model), *words),
             *("--peer-python", str(wrapper), *PLAIN),
         ],
         stdout=subprocess.PIPE,

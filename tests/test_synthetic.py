@@ -13,10 +13,10 @@ import pytest
 from gguf.quants import dequantize, quantize
 
 import q4run
-from q4run.bench import synthetic
-from q4run.bench.geometries import GEOMETRIES
-from q4run.bench.random_blocks import TYPES, find_type, random_blocks
-from q4run.bench.synthetic import write_model
+from q4run.bench.models import synthetic
+from q4run.bench.models.geometries import GEOMETRIES
+from q4run.bench.models.random_blocks import TYPES, find_type, random_blocks
+from q4run.bench.models.synthetic import write_model
 from q4run.geometries import Geometry, tensor_shapes
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import find_format_named

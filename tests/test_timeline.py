@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import q4run
-from q4run.bench.speed import choose_tokens
-from q4run.bench.synthetic import write_model
+from q4run.bench.measure.speed import choose_tokens
+from q4run.bench.models.synthetic import write_model
 from q4run.geometries import Geometry
 from q4run.timeline import (
     ATTENTION,

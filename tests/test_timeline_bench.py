@@ -13,15 +13,15 @@ from commands import assert_one_error_line, invoke
 from rich.cells import cell_len
 
 import q4run
-from q4run.bench import compare
-from q4run.bench.chrome_trace import BEGINS, trace_of
 from q4run.bench.figures.outputs import check_writable, write_whole
-from q4run.bench.plot import check_can_plot, write_plot
-from q4run.bench.recording import Recording
-from q4run.bench.speed import choose_tokens
-from q4run.bench.synthetic import write_model
-from q4run.bench.timeline_report import draw_timeline
-from q4run.bench.token_times import (
+from q4run.bench.measure import compare
+from q4run.bench.measure.recording import Recording
+from q4run.bench.measure.speed import choose_tokens
+from q4run.bench.models.synthetic import write_model
+from q4run.bench.view.chrome_trace import BEGINS, trace_of
+from q4run.bench.view.plot import check_can_plot, write_plot
+from q4run.bench.view.timeline_report import draw_timeline
+from q4run.bench.view.token_times import (
     Times,
     added_up,
     in_groups,
@@ -354,7 +354,7 @@ def test_plot_writes_a_picture(model, tmp_path, known_read_limit):
 
 
 def test_without_matplotlib_it_says_what_to_install(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("q4run.bench.plot.find_spec", lambda name: None)
+    monkeypatch.setattr("q4run.bench.view.plot.find_spec", lambda name: None)
     result = bench(model, "--plot", tmp_path / "plot.png")
     assert result.exit_code == 1
     assert_one_error_line(result.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q4run.bench.traces import Pass, in_chunks, made_trace, read_trace
+from q4run.bench.models.traces import Pass, in_chunks, made_trace, read_trace
 from q4run.errors import Error, FormatError
 from q4run.experts.trace import TraceWriter
 

@@ -126,6 +126,6 @@ def _read(path: Path) -> Record:
 
 def _absent(path: Path) -> Error:
     return Error(
-        f"{path}: there is no such measurement; `python -m q4run.bench.report --commands` tells"
-        " how the others were made"
+        f"{path}: there is no such measurement; `python -m q4run.bench.pages.report --commands`"
+        " tells how the others were made"
     )

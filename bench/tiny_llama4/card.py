@@ -4,7 +4,7 @@ JSON --dialogues JSON --stories JSON
 LOG is the training's `log.jsonl`; the evaluation is what `evaluate --json` wrote, the other two are
 what `q4run perplexity --json` printed for the held-out texts. Writes MODEL_CARD.md beside the model
 and the training curve, `bench/results/tiny-llama4-training.json`, below the current folder: a page
-is made of that by `python -m q4run.bench.report`.
+is made of that by `python -m q4run.bench.pages.report`.
 """
 
 from __future__ import annotations

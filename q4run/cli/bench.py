@@ -139,7 +139,7 @@ def bench(
             f"{prompt_tokens + tokens} tokens do not fit into --context {context}"
         )
     _check_outputs(trace, plot)
-    from q4run.bench import compare, speed
+    from q4run.bench.measure import compare, speed
     from q4run.cli.bench_report import draw, report
 
     model = model or model_in_the_box()
@@ -184,11 +184,11 @@ def _check_outputs(trace: Path | None, plot: Path | None) -> None:
     from q4run.bench.figures.outputs import check_writable
 
     if trace is not None:
-        from q4run.bench.chrome_trace import BEGINS
+        from q4run.bench.view.chrome_trace import BEGINS
 
         check_writable(trace, begins=BEGINS)
     if plot is not None:
-        from q4run.bench.plot import check_can_plot
+        from q4run.bench.view.plot import check_can_plot
 
         check_can_plot(plot)
         check_writable(plot)

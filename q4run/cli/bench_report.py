@@ -11,16 +11,16 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from q4run.bench.chrome_trace import trace_of
-from q4run.bench.compare import Q4RUN
 from q4run.bench.figures.figures import Figures, median_of, ratios_of, set_read_limit, summary_of
 from q4run.bench.figures.outputs import write_whole
 from q4run.bench.figures.provenance import command_line, provenance
 from q4run.bench.figures.tables import console, number, over, percent, threads_of, with_range
-from q4run.bench.limits import CAN_DROP
-from q4run.bench.plot import write_plot
-from q4run.bench.recording import Recording
-from q4run.bench.timeline_report import draw_timeline
+from q4run.bench.measure.compare import Q4RUN
+from q4run.bench.measure.limits import CAN_DROP
+from q4run.bench.measure.recording import Recording
+from q4run.bench.view.chrome_trace import trace_of
+from q4run.bench.view.plot import write_plot
+from q4run.bench.view.timeline_report import draw_timeline
 from q4run.cli.heat_map import heat_map
 from q4run.cli.terminal import note, printable, warn
 from q4run.gguf_file import open_gguf

@@ -136,7 +136,7 @@ Trace = Annotated[
     typer.Option(
         "--trace",
         metavar="FILE",
-        help="Write down which experts each layer used, for python -m q4run.bench.cache.",
+        help="Write down which experts each layer used, for python -m q4run.bench.measure.cache.",
         rich_help_panel=_MODEL_PANEL,
         show_default=False,
     ),

@@ -1,6 +1,7 @@
 """Which expert leaves when a slot is wanted: cache policies, chosen by name.
 
-``bench/cache.py`` replays recorded routing against all of them, with the optimum beside them.
+``bench/measure/cache.py`` replays recorded routing against all of them, with the optimum beside
+them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recording which experts were wanted, for ``bench/cache.py`` to replay.
+"""Recording which experts were wanted, for ``bench/measure/cache.py`` to replay.
 
 JSON lines. The first is ``{"q4run_trace": 1, "layers": [...], "n_expert": [...], "n_expert_used":
 [...]}``, with an entry for each layer that has experts. Each further line is a pass of one token or

@@ -19,7 +19,7 @@ from made_weights import (  # noqa: E402
     weights_of_many_kinds,
 )
 
-from q4run.bench.quantizers import find_peer  # noqa: E402
+from q4run.bench.measure.quantizers import find_peer  # noqa: E402
 from q4run.kernels.formats import all_formats  # noqa: E402
 
 

@@ -1,0 +1,1 @@
+"""Models and checkpoints that are made up to be measured."""

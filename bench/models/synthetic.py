@@ -1,0 +1,237 @@
+"""Models of real geometry with random weights: for what depends on shapes and bytes, not on sense.
+
+    python -m q4run.bench.models.synthetic scout-slice.gguf --geometry scout --layers 6 --type q4_0
+
+The weights are random blocks of the type asked for, written as they are: no quantiser runs, and
+the disk sets the pace. Embeddings have unit size, matrices keep the size of their input, and those
+that write to the residual stream add little to it, so that tokens stay apart and are routed almost
+uniformly, which is the worst case for a cache of experts. Loads in llama.cpp (which wants at least
+four layers of a Llama 4 model).
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gguf
+import numpy as np
+
+from q4run.bench.models.geometries import GEOMETRIES
+from q4run.bench.models.random_blocks import TYPES, find_type, random_blocks
+from q4run.errors import Error
+from q4run.geometries import Geometry, hyperparameters, tensor_shapes
+from q4run.gguf_file import open_gguf
+
+__all__ = ["GEOMETRIES", "Geometry", "write_model"]
+
+# So many values are made at most; a longer tensor repeats them, each time from another block on.
+_POOL_VALUES = 1 << 21
+_RESIDUAL_WRITERS = ("attn_output", "ffn_down", "ffn_down_shexp", "ffn_down_exps")
+_N_FIXED_TOKENS = 3 + 256
+_METADATA_TYPES = {
+    bool: gguf.GGUFValueType.BOOL,
+    int: gguf.GGUFValueType.UINT32,
+    float: gguf.GGUFValueType.FLOAT32,
+    str: gguf.GGUFValueType.STRING,
+}
+
+
+def write_model(
+    path: Path,
+    geometry: Geometry,
+    type_name: str = "q4_0",
+    seed: int = 0,
+    *,
+    expert_type: str | None = None,
+    vocab: Path | None = None,
+) -> None:
+    """Writes a GGUF file; the same arguments give the same bytes.
+
+    type_name: lower-case GGUF type of the matrices (``random_blocks.TYPES``); expert_type: another
+    for the routed experts. Router and norms are f32. vocab: a GGUF whose tokenizer is copied and
+    sets ``n_vocab``; else one is made up. Raises Error where a type is unknown or does not divide
+    a matrix's rows; no file is left then.
+    """
+    tokenizer = _copied_tokenizer(vocab) if vocab else _made_up_tokenizer(geometry.n_vocab)
+    if vocab:
+        n_tokens = len(tokenizer["tokenizer.ggml.tokens"][0])
+        geometry = replace(geometry, n_vocab=n_tokens)
+    tensors = tensor_shapes(geometry)
+    type_of = {}
+    for name, shape in tensors.items():
+        type_of[name] = expert_type or type_name if "_exps" in name else type_name
+        if len(shape) == 1 or "ffn_gate_inp" in name:
+            type_of[name] = "f32"
+    writer = gguf.GGUFWriter(path, geometry.architecture)
+    _add_hyperparameters(writer, geometry)
+    for key, (value, value_type, element_type) in tokenizer.items():
+        writer.add_key_value(key, value, value_type, element_type)
+    for name, shape in tensors.items():
+        n_bytes = _n_bytes(name, shape, type_of[name])
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes, find_type(type_of[name]))
+    writer.open_output_file()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        assert writer.fout is not None
+        file = writer.fout[0]
+        n_largest = max(int(np.prod(shape)) for shape in tensors.values())
+        weights = _Weights(geometry.n_layers, min(_POOL_VALUES, n_largest), seed)
+        for name, shape in tensors.items():
+            writer.write_padding(file, file.tell())
+            weights.write(file, name, shape, type_of[name])
+        writer.write_padding(file, file.tell())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        writer.close()
+
+
+def _n_bytes(name: str, shape: tuple[int, ...], type_name: str) -> int:
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[find_type(type_name)]
+    if shape[-1] % block_size:
+        raise Error(
+            f"rows of {shape[-1]} values ({name}) are not whole {type_name} blocks of"
+            f" {block_size}; choose another type"
+        )
+    return int(np.prod(shape)) // block_size * block_bytes
+
+
+class _Weights:
+    """Random weights for tensors, each after its purpose."""
+
+    def __init__(self, n_layers: int, n_pool: int, seed: int) -> None:
+        """n_pool: how many random values of each type and size to make."""
+        self._n_pool = n_pool
+        self._rng = np.random.default_rng(seed)
+        # As GPT-2 initialises: all updates together are about as large as what they add to.
+        self._residual_scale = (2 * n_layers) ** -0.5
+        self._pools: dict[tuple[str, float], memoryview] = {}
+
+    def write(self, file: BinaryIO, name: str, shape: tuple[int, ...], type_name: str) -> None:
+        if len(shape) == 1:
+            file.write(np.ones(shape, np.float32).tobytes())
+            return
+        kind = name.removesuffix(".weight").rpartition(".")[2]
+        std = 1.0 if kind == "token_embd" else shape[-1] ** -0.5
+        if kind in _RESIDUAL_WRITERS:
+            std *= self._residual_scale
+        pool = self._pool(type_name, std)
+        n_left = _n_bytes(name, shape, type_name)
+        block_bytes = gguf.GGML_QUANT_SIZES[find_type(type_name)][1]
+        while n_left:
+            begin = int(self._rng.integers(len(pool) // block_bytes)) * block_bytes
+            n_left -= file.write(pool[begin:][:n_left])
+            n_left -= file.write(pool[:begin][:n_left])
+
+    def _pool(self, type_name: str, std: float) -> memoryview:
+        if (type_name, std) not in self._pools:
+            n_blocks = self._n_pool // gguf.GGML_QUANT_SIZES[find_type(type_name)][0]
+            blocks = random_blocks(type_name, n_blocks, std, self._rng)
+            self._pools[type_name, std] = blocks.reshape(-1).data
+        return self._pools[type_name, std]
+
+
+def _add_hyperparameters(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
+    # Each expert begins on a page, as in a converted file.
+    writer.add_custom_alignment(4096)
+    for key, value in hyperparameters(geometry).items():
+        name = f"{geometry.architecture}.{key}"
+        if isinstance(value, float):
+            writer.add_float32(name, value)
+        else:
+            writer.add_uint32(name, value)
+
+
+# Key: value, its type, and the type of its elements where it is an array.
+_Tokenizer = dict[str, tuple[Any, gguf.GGUFValueType, gguf.GGUFValueType | None]]
+
+
+def _made_up_tokenizer(n_vocab: int) -> _Tokenizer:
+    """A SentencePiece vocabulary: three control tokens, the bytes, and numbers for words."""
+    if n_vocab < _N_FIXED_TOKENS:
+        raise Error(
+            f"a vocabulary of {n_vocab} tokens is too small: give {_N_FIXED_TOKENS} or more"
+        )
+    array, kinds = gguf.GGUFValueType.ARRAY, gguf.TokenType
+    n_words = n_vocab - _N_FIXED_TOKENS
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += [f"▁{number}" for number in range(n_words)]
+    types = [kinds.UNKNOWN, *[kinds.CONTROL] * 2, *[kinds.BYTE] * 256, *[kinds.NORMAL] * n_words]
+    keys = gguf.Keys.Tokenizer
+    return {
+        keys.MODEL: ("llama", gguf.GGUFValueType.STRING, None),
+        keys.LIST: (tokens, array, gguf.GGUFValueType.STRING),
+        keys.SCORES: ([0.0] * n_vocab, array, gguf.GGUFValueType.FLOAT32),
+        keys.TOKEN_TYPE: (types, array, gguf.GGUFValueType.INT32),
+        keys.BOS_ID: (1, gguf.GGUFValueType.UINT32, None),
+        keys.EOS_ID: (2, gguf.GGUFValueType.UINT32, None),
+    }
+
+
+def _copied_tokenizer(path: Path) -> _Tokenizer:
+    """The tokenizer of another GGUF file. Raises FormatError where it has none."""
+    file = open_gguf(path)
+    if not file.get_array(gguf.Keys.Tokenizer.LIST, str):
+        raise Error(f"{path}: the vocabulary is empty")
+    copied: _Tokenizer = {}
+    for key in file.metadata:
+        if not key.startswith("tokenizer."):
+            continue
+        value, array = file.metadata[key], file.metadata.array(key)
+        if array is None:
+            copied[key] = (_as_bytes(value), _METADATA_TYPES[type(value)], None)
+        elif array.count:  # gguf writes no empty arrays
+            elements = [_as_bytes(element) for element in value]
+            copied[key] = (elements, gguf.GGUFValueType.ARRAY, array.element_type)
+    return copied
+
+
+def _as_bytes(value: Any) -> Any:
+    """Text as its bytes in the file, which need not be UTF-8; anything else as it is."""
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, metavar="OUT.gguf")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="scout")
+    parser.add_argument("--layers", type=_positive, metavar="N", help="12 of small-scout, else 6")
+    parser.add_argument("--type", default="q4_0", metavar="T", help=", ".join(TYPES))
+    parser.add_argument("--expert-type", metavar="T", help="another type for the routed experts")
+    parser.add_argument("--vocab", type=Path, metavar="FILE", help="a GGUF to copy a tokenizer of")
+    parser.add_argument("--vocab-size", type=_positive, metavar="N", help="tokens to make up")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    arguments = parser.parse_args()
+    geometry = GEOMETRIES[arguments.geometry]
+    geometry = replace(
+        geometry,
+        n_layers=arguments.layers or geometry.n_layers,
+        n_vocab=arguments.vocab_size or geometry.n_vocab,
+    )
+    try:
+        write_model(
+            arguments.out,
+            geometry,
+            arguments.type,
+            arguments.seed,
+            expert_type=arguments.expert_type,
+            vocab=arguments.vocab,
+        )
+    except (Error, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""README, docs and result pages, made from stored measurements."""

@@ -1,0 +1,1 @@
+"""llama.cpp, the peer that q4run is measured beside."""

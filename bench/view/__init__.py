@@ -1,0 +1,1 @@
+"""Recordings, shown as reports, pictures and traces."""
