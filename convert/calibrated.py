@@ -11,11 +11,11 @@ import gguf
 from q4run.convert.calibration.calibration import Calibration
 from q4run.convert.calibration.weights import PlannedWeights
 from q4run.convert.calibration.windows import read_windows
-from q4run.convert.layout import PlannedTensor, lay_out
-from q4run.convert.recipe import TERNARY
-from q4run.convert.stream import BlockPlan, least_plan
-from q4run.convert.tensors import Role
-from q4run.convert.ternary import NO_LOSS
+from q4run.convert.output.layout import lay_out
+from q4run.convert.output.stream import BlockPlan, least_plan
+from q4run.convert.tensors import PlannedTensor, Role
+from q4run.convert.types.recipe import TERNARY
+from q4run.convert.types.ternary import NO_LOSS
 from q4run.gguf_file import GGUFFile
 from q4run.gguf_file.header import parse_header
 from q4run.gguf_file.metadata import Metadata

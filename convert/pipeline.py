@@ -11,25 +11,26 @@ import psutil
 
 from q4run.convert.calibrated import add_calibration, block_plan, loss_notes
 from q4run.convert.calibration.imatrix import read_imatrix
-from q4run.convert.fit import Fit
-from q4run.convert.gguf_source import requantising_notes
-from q4run.convert.importance import add_imatrix_keys, add_importance, importance_by_name
-from q4run.convert.journal import fingerprint
-from q4run.convert.layout import Part, PlannedTensor, header_bytes, lay_out
-from q4run.convert.outputs import Outputs, ResumableFiles, TemporaryFiles
-from q4run.convert.recipe import file_type, make_recipe
-from q4run.convert.source import open_source
-from q4run.convert.stream import check_memory, least_plan, plan_blocks
-from q4run.convert.summary import Summary, count_types
-from q4run.convert.ternary import ternary_notes
-from q4run.convert.widen import BFLOAT16, largest_bfloat, transpose_columns, widen
-from q4run.convert.writer import (
+from q4run.convert.output.journal import fingerprint
+from q4run.convert.output.layout import Part, header_bytes, lay_out
+from q4run.convert.output.outputs import Outputs, ResumableFiles, TemporaryFiles
+from q4run.convert.output.stream import check_memory, least_plan, plan_blocks
+from q4run.convert.output.writer import (
     Progress,
     check_folder,
     check_not_source,
     check_targets,
     write_parts,
 )
+from q4run.convert.source.gguf_source import requantising_notes
+from q4run.convert.source.source import open_source
+from q4run.convert.summary import Summary, count_types
+from q4run.convert.tensors import PlannedTensor
+from q4run.convert.types.fit import Fit
+from q4run.convert.types.importance import add_imatrix_keys, add_importance, importance_by_name
+from q4run.convert.types.recipe import file_type, make_recipe
+from q4run.convert.types.ternary import ternary_notes
+from q4run.convert.widen import BFLOAT16, largest_bfloat, transpose_columns, widen
 from q4run.cores import choose_threads
 from q4run.errors import Error
 from q4run.memory import available_memory, format_size

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from q4run.convert.layout import lay_out
-from q4run.convert.recipe import Recipe
-from q4run.convert.source import open_source
+from q4run.convert.output.layout import lay_out
+from q4run.convert.source.source import open_source
 from q4run.convert.tensors import OutputTensor, Role, Rows
+from q4run.convert.types.recipe import Recipe
 from q4run.geometries import Geometry, hyperparameters, tensor_shapes
 from q4run.gguf_file import GGUFFile, describe_file
 

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from q4run.convert.layout import PlannedTensor
-from q4run.convert.tensors import Role
+from q4run.convert.tensors import PlannedTensor, Role
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from q4run.convert.blocks import Blocks
 from q4run.convert.widen import transpose_columns
 from q4run.kernels.formats import Format
 
+# A page: an expert's bytes can then be read around the page cache without a copy.
+ALIGNMENT = 4096
 BAND_BYTES = 4 * 2**20
 Rows = np.ndarray | Blocks
 ReadRows = Callable[[int, int, int], Rows]
@@ -80,6 +82,41 @@ class OutputTensor:
     @property
     def n_values(self) -> int:
         return self.n_matrices * self.n_rows * self.n_cols
+
+
+class Quantizer(Protocol):
+    """Quantises the rows of a tensor together, not one by one."""
+
+    def quantize_rows(
+        self, tensor: OutputTensor, fmt: Format, matrix: int, values: np.ndarray
+    ) -> np.ndarray:
+        """Returns the blocks of ``values``, float32 (n_rows, n_cols): the next ones of a matrix."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """An output tensor with its type; ``n_bytes`` is what it takes without padding.
+
+    ``importance``: float32 (n_matrices, n_cols), the mean square of what each column multiplies;
+    None where all columns count alike. ``calibration``: what quantises its rows instead, in the
+    file's order and one run at a time.
+    """
+
+    tensor: OutputTensor
+    fmt: Format
+    importance: np.ndarray | None = None
+    calibration: Quantizer | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        tensor = self.tensor
+        return tensor.n_matrices * tensor.n_rows * self.fmt.row_bytes(tensor.n_cols)
+
+
+def padded(n_bytes: int) -> int:
+    """``n_bytes`` rounded up to the alignment."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def rows_of(tensor: SourceTensor, *, first_row: int = 0, rows_per_matrix: int = 0) -> ReadRows:

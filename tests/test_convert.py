@@ -9,7 +9,8 @@ import pytest
 from converting import edit_json, load_checkpoint, read_gguf, save_checkpoint, values_of
 from tiny_checkpoints import CASES, Case, case_named, make_checkpoint
 
-from q4run.convert import convert, stream
+from q4run.convert import convert
+from q4run.convert.output import stream
 from q4run.errors import BudgetError, UnsupportedError
 from q4run.kernels.formats import all_formats, find_format_named
 

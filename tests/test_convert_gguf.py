@@ -12,7 +12,7 @@ from tiny_checkpoints import make_checkpoint
 
 from q4run.bench.models.random_blocks import TYPES, random_blocks
 from q4run.convert import convert
-from q4run.convert.gguf_source import role_of
+from q4run.convert.source.gguf_source import role_of
 from q4run.convert.tensors import Role
 from q4run.errors import BudgetError, Error, FormatError, UnsupportedError
 from q4run.gguf_file import open_gguf
@@ -195,7 +195,8 @@ def test_resumed_from_a_gguf(llama4, tmp_path):
 
 
 def test_small_blocks_make_the_same_file(llama4, tmp_path, monkeypatch):
-    from q4run.convert import blocks, stream
+    from q4run.convert import blocks
+    from q4run.convert.output import stream
 
     convert(llama4, tmp_path / "q8_0.gguf", type="q8_0")
     convert(tmp_path / "q8_0.gguf", tmp_path / "whole.gguf", type="q4_0")

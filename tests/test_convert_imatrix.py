@@ -15,10 +15,9 @@ from q4run.convert.calibration.imatrix import (
     read_imatrix,
     write_imatrix,
 )
-from q4run.convert.importance import add_importance, importance_by_name
-from q4run.convert.layout import PlannedTensor
-from q4run.convert.stream import quantize_rows
-from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert.output.stream import quantize_rows
+from q4run.convert.tensors import OutputTensor, PlannedTensor, Role
+from q4run.convert.types.importance import add_importance, importance_by_name
 from q4run.errors import FormatError
 from q4run.kernels.formats import find_format_named
 

@@ -10,7 +10,7 @@ from converting import edit_json, edit_tensors, load_checkpoint, save_checkpoint
 from tiny_checkpoints import make_checkpoint
 
 from q4run.convert import convert
-from q4run.convert.safetensors_file import read_directory
+from q4run.convert.source.safetensors_file import read_directory
 from q4run.errors import Error, FormatError, UnsupportedError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

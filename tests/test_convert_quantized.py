@@ -119,7 +119,9 @@ BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 )
 @pytest.mark.parametrize("name", ["llama_quantisable", "llama_mha_odd", "mixtral_sharded"])
 def test_fp8_converts_as_its_values_do(name, split, config, pair_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("q4run.convert.fp8.PIECE_VALUES", 5000)  # a matrix takes several pieces
+    monkeypatch.setattr(
+        "q4run.convert.source.fp8.PIECE_VALUES", 5000
+    )  # a matrix takes several pieces
     folder, other = pair_of(name)
     rewrite(folder, other, split, config)
     check_alike(folder, other, tmp_path, "f32", "q8_0")

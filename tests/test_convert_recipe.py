@@ -10,11 +10,12 @@ from safetensors.numpy import load_file, save_file
 from tiny_checkpoints import make_checkpoint
 
 import q4run
-from q4run.convert import convert, recipe
-from q4run.convert.fit import Fit
-from q4run.convert.layout import ALIGNMENT, METADATA_PER_PART_BYTES
-from q4run.convert.recipe import RECIPES, named
-from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert import convert
+from q4run.convert.output.layout import METADATA_PER_PART_BYTES
+from q4run.convert.tensors import ALIGNMENT, OutputTensor, Role
+from q4run.convert.types import recipe
+from q4run.convert.types.fit import Fit
+from q4run.convert.types.recipe import RECIPES, named
 from q4run.gguf_file import open_gguf
 
 

@@ -14,10 +14,11 @@ import pytest
 from converting import edit_tensors, load_checkpoint
 from tiny_checkpoints import make_checkpoint
 
-from q4run.convert import convert, outputs, stream
-from q4run.convert.journal import Journal, fingerprint
-from q4run.convert.layout import Part, PlannedTensor
-from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert import convert
+from q4run.convert.output import outputs, stream
+from q4run.convert.output.journal import Journal, fingerprint
+from q4run.convert.output.layout import Part
+from q4run.convert.tensors import OutputTensor, PlannedTensor, Role
 from q4run.errors import Error, FormatError
 from q4run.kernels.formats import find_format_named
 

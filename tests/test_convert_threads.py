@@ -6,10 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from q4run.convert import stream
-from q4run.convert.layout import PlannedTensor, padded
-from q4run.convert.stream import BlockPlan, least_plan, plan_blocks, stream_tensors
-from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert.output import stream
+from q4run.convert.output.stream import BlockPlan, least_plan, plan_blocks, stream_tensors
+from q4run.convert.tensors import OutputTensor, PlannedTensor, Role, padded
 from q4run.errors import BudgetError, Error, FormatError
 from q4run.kernels.formats import find_format_named
 

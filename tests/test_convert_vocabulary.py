@@ -11,9 +11,9 @@ import pytest
 from converting import edit_json
 from tiny_tokenizer import SPLIT_PATTERN, VOCAB_SIZE, special_id, write_tokenizer
 
-from q4run.convert.byte_level_bpe import PRE_TOKENIZERS
 from q4run.convert.config import Config
-from q4run.convert.vocabulary import add_vocabulary
+from q4run.convert.vocabulary.byte_level_bpe import PRE_TOKENIZERS
+from q4run.convert.vocabulary.vocabulary import add_vocabulary
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import open_gguf
 from q4run.text.tokenizer import load_tokenizer

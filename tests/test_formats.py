@@ -7,7 +7,7 @@ from blocks import ALL, QUANTIZED, format_named
 from made_weights import weights_of_many_kinds
 
 from q4run.cli import convert as convert_command
-from q4run.convert.recipe import FILE_TYPES, RECIPES, check_type
+from q4run.convert.types.recipe import FILE_TYPES, RECIPES, check_type
 from q4run.errors import UnsupportedError
 from q4run.kernels.formats import find_format, find_format_named
 from q4run.kernels.formats.base import Format

@@ -16,7 +16,7 @@ from q4run.budget import INTERPRETER_ALLOWANCE, default_budget
 from q4run.cli import plan_report
 from q4run.convert import convert
 from q4run.convert.preview import preview_checkpoint, preview_geometry
-from q4run.convert.recipe import make_recipe
+from q4run.convert.types.recipe import make_recipe
 from q4run.errors import BudgetError, Error
 from q4run.experts.layout import read_layout
 from q4run.geometries import GEOMETRIES, Geometry

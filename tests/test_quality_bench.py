@@ -18,7 +18,7 @@ from q4run.bench.peer.llama_cpp_files import (
 )
 from q4run.convert import convert
 from q4run.convert.calibration.imatrix import Entry, ImportanceMatrix, write_imatrix
-from q4run.convert.fit import SENSITIVITY
+from q4run.convert.types.fit import SENSITIVITY
 from q4run.errors import Error
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. " * 12

@@ -22,10 +22,10 @@ from q4run.bench.figures.tables import console
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
 from q4run.convert import convert
-from q4run.convert.fit import SENSITIVITY, use_of
-from q4run.convert.recipe import named
-from q4run.convert.sampling import relative_error, sample_rows
-from q4run.convert.source import open_source
+from q4run.convert.source.source import open_source
+from q4run.convert.types.fit import SENSITIVITY, use_of
+from q4run.convert.types.recipe import named
+from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
 from q4run.perplexity import measure
 from q4run.text import DEFAULT_WINDOW

@@ -9,7 +9,7 @@ from tokenizers.processors import ByteLevel as ByteLevelProcessor
 from tokenizers.processors import Sequence, TemplateProcessing
 
 from q4run.bench.tiny_llama4.corpus import Dialogue
-from q4run.convert.byte_level_bpe import PRE_TOKENIZERS
+from q4run.convert.vocabulary.byte_level_bpe import PRE_TOKENIZERS
 
 VOCAB_SIZE = 4096
 BOS, END_OF_TEXT, EOT = "<|begin_of_text|>", "<|end_of_text|>", "<|eot|>"

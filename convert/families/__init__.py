@@ -6,11 +6,11 @@ in `FAMILIES`.
 
 from collections.abc import Callable
 
-from q4run.convert.checkpoint import Checkpoint
 from q4run.convert.families.decoder import Plan
 from q4run.convert.families.llama import plan_llama
 from q4run.convert.families.llama4 import plan_llama4
 from q4run.convert.families.mixtral import plan_mixtral
+from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
 
 __all__ = ["FAMILIES", "Plan", "plan_checkpoint"]

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import gguf
 
-from q4run.convert.checkpoint import Checkpoint
 from q4run.convert.config import Config
 from q4run.convert.families.rope import Rope, read_rope
+from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, Role, rope_pairs_of, rows_of, values_of
 from q4run.errors import FormatError, UnsupportedError
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from q4run.convert.checkpoint import Checkpoint
 from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
     Plan,
@@ -13,6 +12,7 @@ from q4run.convert.families.decoder import (
     start_metadata,
     start_tensors,
 )
+from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor
 from q4run.errors import UnsupportedError
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import gguf
 
-from q4run.convert.checkpoint import Checkpoint
 from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
     Plan,
@@ -16,6 +15,7 @@ from q4run.convert.families.decoder import (
     start_metadata,
     start_tensors,
 )
+from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, ReadRows, Role, columns_of, rows_of, stack_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.models.llama4 import (

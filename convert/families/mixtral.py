@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from q4run.convert.checkpoint import Checkpoint
 from q4run.convert.families.decoder import (
     Plan,
     Sizes,
@@ -13,6 +12,7 @@ from q4run.convert.families.decoder import (
     start_tensors,
 )
 from q4run.convert.families.llama import IGNORABLE, refuse_sliding_window
+from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, ReadRows, Role, rows_of, stack_of
 
 

@@ -233,7 +233,7 @@ def _described(
 
         return open_gguf(model)
     from q4run.convert.preview import preview_checkpoint, preview_geometry
-    from q4run.convert.recipe import make_recipe
+    from q4run.convert.types.recipe import make_recipe
     from q4run.geometries import GEOMETRIES
     from q4run.models import FAMILIES
 

@@ -31,8 +31,8 @@ from reference import transformers_forward  # noqa: E402
 
 import q4run  # noqa: E402
 from q4run.box import MODEL  # noqa: E402
-from q4run.convert.checkpoint import Checkpoint  # noqa: E402
 from q4run.convert.families import plan_checkpoint  # noqa: E402
+from q4run.convert.source.checkpoint import Checkpoint  # noqa: E402
 from q4run.gguf_file import open_gguf  # noqa: E402
 from q4run.kernels.formats import find_format  # noqa: E402
 

@@ -4,10 +4,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from q4run.convert import fp8, mxfp4
 from q4run.convert.config import Config, read_json
-from q4run.convert.quantized import read_quantization
-from q4run.convert.safetensors_file import StoredTensor, read_directory
+from q4run.convert.source import fp8, mxfp4
+from q4run.convert.source.quantized import read_quantization
+from q4run.convert.source.safetensors_file import StoredTensor, read_directory
 from q4run.convert.tensors import SourceTensor
 from q4run.errors import Error, FormatError, UnsupportedError
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from q4run.convert.blocks import Blocks
-from q4run.convert.safetensors_file import StoredTensor
+from q4run.convert.source.safetensors_file import StoredTensor
 from q4run.errors import FormatError
 from q4run.kernels.formats.mxfp4 import FORMAT
 

@@ -7,8 +7,7 @@ import gguf
 import numpy as np
 
 from q4run.convert.calibration.imatrix import Entry, ImportanceMatrix
-from q4run.convert.layout import PlannedTensor
-from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert.tensors import OutputTensor, PlannedTensor, Role
 from q4run.errors import FormatError
 
 QUANTISED = (Role.OUTPUT, Role.MATRIX, Role.EXPERT)

@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
-from q4run.convert.layout import Part
-from q4run.convert.outputs import Outputs, ResumableFiles
-from q4run.convert.stream import BlockPlan, stream_tensors
+from q4run.convert.output.layout import Part
+from q4run.convert.output.outputs import Outputs, ResumableFiles
+from q4run.convert.output.stream import BlockPlan, stream_tensors
 from q4run.errors import Error
 from q4run.memory import format_size
 

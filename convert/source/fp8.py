@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from q4run.convert.safetensors_file import StoredTensor
+from q4run.convert.source.safetensors_file import StoredTensor
 from q4run.errors import FormatError
 from q4run.kernels.compile import kernel
 

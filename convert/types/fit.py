@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from q4run.convert.importance import Importance
-from q4run.convert.layout import PlannedTensor, padded
-from q4run.convert.recipe import first_that_fits, is_vector, named
-from q4run.convert.sampling import relative_error, sample_rows
-from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert.tensors import OutputTensor, PlannedTensor, Role, padded
+from q4run.convert.types.importance import Importance
+from q4run.convert.types.recipe import first_that_fits, is_vector, named
+from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
 from q4run.kernels.formats import Format
 from q4run.memory import format_size

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from q4run.convert.config import Config
-from q4run.convert.fp8 import DEFAULT_BLOCK
+from q4run.convert.source.fp8 import DEFAULT_BLOCK
 from q4run.errors import UnsupportedError
 
 # Methods whose weights are read, and what the key that says more must then be (None: any).

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import gguf
 
-from q4run.convert.layout import PlannedTensor
-from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert.tensors import OutputTensor, PlannedTensor, Role
 from q4run.errors import Error, UnsupportedError
 from q4run.kernels.formats import Format, find_format_named
 

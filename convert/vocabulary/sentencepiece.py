@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from q4run.convert.config import MAX_JSON_BYTES, read_json
-from q4run.convert.protobuf import FieldValue, read_fields, to_bytes, to_float, to_int
-from q4run.convert.tokens import (
+from q4run.convert.vocabulary.protobuf import FieldValue, read_fields, to_bytes, to_float, to_int
+from q4run.convert.vocabulary.tokens import (
     ADDED_SCORE,
     BYTE,
     CONTROL,

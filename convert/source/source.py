@@ -6,11 +6,11 @@ from typing import Protocol
 
 import gguf
 
-from q4run.convert.checkpoint import Checkpoint
 from q4run.convert.families import plan_checkpoint
-from q4run.convert.gguf_source import GGUFSource
+from q4run.convert.source.checkpoint import Checkpoint
+from q4run.convert.source.gguf_source import GGUFSource
 from q4run.convert.tensors import OutputTensor
-from q4run.convert.vocabulary import add_vocabulary
+from q4run.convert.vocabulary.vocabulary import add_vocabulary
 
 
 class Source(Protocol):

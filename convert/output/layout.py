@@ -4,43 +4,17 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import gguf
 import numpy as np
 from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFValue, WriterState
 
-from q4run.convert.tensors import OutputTensor
+from q4run.convert.tensors import ALIGNMENT, PlannedTensor, padded
 from q4run.errors import Error
-from q4run.kernels.formats import Format
 
-if TYPE_CHECKING:
-    from q4run.convert.calibration.calibration import Calibration
-
-# A page: an expert's bytes can then be read around the page cache without a copy.
-ALIGNMENT = 4096
 MAX_PARTS = 2**16 - 1
 METADATA_PER_PART_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """An output tensor with its type; ``n_bytes`` is what it takes without padding.
-
-    ``importance``: float32 (n_matrices, n_cols), the mean square of what each column multiplies;
-    None where all columns count alike. ``calibration``: what quantises its rows instead, in the
-    file's order and one run at a time.
-    """
-
-    tensor: OutputTensor
-    fmt: Format
-    importance: np.ndarray | None = None
-    calibration: "Calibration | None" = None
-
-    @property
-    def n_bytes(self) -> int:
-        tensor = self.tensor
-        return tensor.n_matrices * tensor.n_rows * self.fmt.row_bytes(tensor.n_cols)
 
 
 @dataclass(frozen=True)
@@ -80,11 +54,6 @@ class Part:
                 return Position(at + n_whole * matrix_bytes, index, n_whole)
             at = end
         return Position(at, len(self.tensors), 0)
-
-
-def padded(n_bytes: int) -> int:
-    """``n_bytes`` rounded up to the alignment."""
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def lay_out(

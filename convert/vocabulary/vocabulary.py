@@ -5,15 +5,15 @@ from typing import Any
 
 import gguf
 
-from q4run.convert.byte_level_bpe import is_byte_level, read_byte_level_bpe
-from q4run.convert.chat_template import add_chat_template
 from q4run.convert.config import Config, read_json
-from q4run.convert.sentencepiece import (
+from q4run.convert.vocabulary.byte_level_bpe import is_byte_level, read_byte_level_bpe
+from q4run.convert.vocabulary.chat_template import add_chat_template
+from q4run.convert.vocabulary.sentencepiece import (
     is_sentencepiece_json,
     read_sentencepiece,
     read_sentencepiece_json,
 )
-from q4run.convert.tokens import CONTROL, Vocabulary
+from q4run.convert.vocabulary.tokens import CONTROL, Vocabulary
 from q4run.errors import FormatError, UnsupportedError
 
 # Tokens that end a turn or a message, by the text that chat models give them.

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from q4run.convert.journal import Fingerprint, Journal
-from q4run.convert.layout import Part
+from q4run.convert.output.journal import Fingerprint, Journal
+from q4run.convert.output.layout import Part
 from q4run.errors import Error
 from q4run.interrupts import safe_points
 

@@ -16,9 +16,8 @@ import numpy as np
 from gguf.gguf_writer import GGUFValue
 
 from q4run.convert.blocks import Blocks
-from q4run.convert.layout import PlannedTensor
-from q4run.convert.safetensors_file import read_fully
-from q4run.convert.tensors import OutputTensor, Role, Rows, rows_of
+from q4run.convert.source.safetensors_file import read_fully
+from q4run.convert.tensors import OutputTensor, PlannedTensor, Role, Rows, rows_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import Format, find_format

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from q4run import __version__
-from q4run.convert.layout import Part
+from q4run.convert.output.layout import Part
 from q4run.errors import Error
 from q4run.kernels.compile import CACHE_FOLDER
 

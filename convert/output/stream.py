@@ -15,8 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from q4run.convert.blocks import Blocks
-from q4run.convert.layout import PlannedTensor, padded
-from q4run.convert.tensors import BAND_BYTES, Rows
+from q4run.convert.tensors import BAND_BYTES, PlannedTensor, Rows, padded
 from q4run.convert.widen import BFLOAT16, largest_bfloat, widen
 from q4run.errors import BudgetError, Error, FormatError
 from q4run.memory import format_size

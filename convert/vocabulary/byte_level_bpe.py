@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from q4run.convert.tokens import (
+from q4run.convert.vocabulary.tokens import (
     NORMAL,
     TokenTable,
     Vocabulary,

@@ -1,0 +1,1 @@
+"""What is converted: a checkpoint folder or a GGUF, with its own packed types."""

@@ -1,0 +1,1 @@
+"""The type of each tensor, and the importance of its columns."""

@@ -1,0 +1,1 @@
+"""The tokenizer and the chat template, from a checkpoint's files into GGUF metadata."""
