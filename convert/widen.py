@@ -10,7 +10,7 @@ from numba.core import types
 from numba.extending import overload
 
 from q4run.convert.blocks import Blocks
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import copy_bytes, load_u16x8, store, u8_pointer
 

@@ -1,6 +1,6 @@
 """A layer's dense feed-forward as one compiled function."""
 
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.elementwise import add_into
 from q4run.kernels.feed_forward import run_feed_forwards
 from q4run.kernels.tokens import normalize

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.elementwise import add_into
 from q4run.kernels.feed_forward import run_feed_forwards
-from q4run.kernels.products import run_products
+from q4run.kernels.products.products import run_products
 from q4run.kernels.routing import top_k
 from q4run.kernels.simd.memory import load_f32x8, store
 from q4run.kernels.simd.ops import fma, mul, splat

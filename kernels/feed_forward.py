@@ -6,10 +6,10 @@ in the cache; then the products with ``down``.
 
 import numpy as np
 
-from q4run.kernels.activations import GROUP, quantize_group
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.elementwise import silu_mul
-from q4run.kernels.products import (
+from q4run.kernels.products.activations import GROUP, quantize_group
+from q4run.kernels.products.products import (
     INPUT,
     MATRIX,
     count_pieces,
@@ -17,8 +17,8 @@ from q4run.kernels.products import (
     owner_of,
     piece_strips,
 )
+from q4run.kernels.products.strips import ROWS
 from q4run.kernels.simd.memory import f32_pointer, i8_pointer, i32_pointer
-from q4run.kernels.strips import ROWS
 from q4run.kernels.threads.tasks import run_tasks
 
 FEED_FORWARD = np.dtype(

@@ -1,7 +1,7 @@
 """The output head as one compiled function: the last norm and the product with the vocabulary."""
 
-from q4run.kernels.compile import kernel
-from q4run.kernels.products import run_products
+from q4run.kernels.compiling.compile import kernel
+from q4run.kernels.products.products import run_products
 from q4run.kernels.tokens import normalize
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.simd.memory import load_f32x8, store
 from q4run.kernels.simd.ops import fma, mul, reduce_add, splat
 from q4run.kernels.simd.vector import f32x8

@@ -18,9 +18,9 @@ import numba
 import numpy as np
 from llvmlite.binding import get_host_cpu_name
 
-from q4run.kernels.compile import CACHE_FOLDER, can_cache
+from q4run.kernels.compiling.compile import CACHE_FOLDER, can_cache
+from q4run.kernels.compiling.target import host_features
 from q4run.kernels.formats import Format, find_format_named
-from q4run.kernels.simd.target import host_features
 from q4run.kernels.warmup import warm_up, warm_up_steps
 
 Progress = Callable[[int, int], None]

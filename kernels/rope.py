@@ -1,6 +1,6 @@
 """Rotary position embedding (Su et al., arXiv:2104.09864)."""
 
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 
 
 @kernel()

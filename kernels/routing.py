@@ -1,6 +1,6 @@
 """Which experts a token goes to."""
 
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 
 
 @kernel()

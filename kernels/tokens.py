@@ -1,8 +1,8 @@
 """Work that goes token by token, shared out over the pool a few tokens at a time."""
 
-from q4run.kernels.activations import GROUP, quantize_group
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.norm import rms_norm, rms_norm_heads
+from q4run.kernels.products.activations import GROUP, quantize_group
 from q4run.kernels.rope import rotate_adjacent
 from q4run.kernels.threads.tasks import run_tasks
 

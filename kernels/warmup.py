@@ -5,15 +5,15 @@ from functools import partial
 
 import numpy as np
 
-from q4run.kernels.attention_layer import OUTPUT, AttentionBuffers, attention_layer
+from q4run.kernels.attention.layer import OUTPUT, AttentionBuffers, attention_layer
 from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.formats import Format, q8_0
 from q4run.kernels.head import output_head
-from q4run.kernels.multiply import multiply_address
-from q4run.kernels.products import PRODUCT
-from q4run.kernels.strips import interleave
+from q4run.kernels.products.multiply import multiply_address
+from q4run.kernels.products.products import PRODUCT
+from q4run.kernels.products.strips import interleave
 from q4run.kernels.threads.pool import ALONE, ThreadPool
 
 _F32 = np.empty(0, np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 import numba
 from numba.core.registry import cpu_target
 
-from q4run.kernels.compile import CACHE_FOLDER, can_cache
+from q4run.kernels.compiling.compile import CACHE_FOLDER, can_cache
 
 _INDEX, _CODE = ".nbi", ".nbc"
 

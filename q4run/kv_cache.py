@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from q4run.errors import UnsupportedError
-from q4run.kernels.attention import MAX_HEAD_DIM
-from q4run.kernels.kv_values import row_length
+from q4run.kernels.attention.attend import MAX_HEAD_DIM
+from q4run.kernels.attention.kv_values import row_length
 from q4run.models.config import LayerConfig, ModelConfig
 
 # What the rows are made of: f16 as bit patterns, q8_0 as the bytes of GGUF's blocks.

@@ -10,9 +10,9 @@ import numpy as np
 
 from q4run.experts.store import ExpertStore
 from q4run.feed_forward import DenseFeedForward
-from q4run.kernels.attention_layer import OUTPUT, attention_layer
+from q4run.kernels.attention.layer import OUTPUT, attention_layer
 from q4run.kernels.head import output_head
-from q4run.kernels.products import PRODUCT
+from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
 from q4run.kv_cache import LayerCache
 from q4run.mixture_of_experts import MixtureOfExperts

@@ -11,7 +11,7 @@ from llvmlite import binding
 from q4run.cores import choose_threads, cpu_quota, usable_cores
 from q4run.gpus import describe_gpus
 from q4run.kernel_cache import describe_kernel_cache
-from q4run.kernels.simd.target import TARGET, available_targets, host_features
+from q4run.kernels.compiling.target import TARGET, available_targets, host_features
 from q4run.memory import available_memory, total_memory
 from q4run.power import describe_power
 

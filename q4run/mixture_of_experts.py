@@ -9,7 +9,7 @@ from q4run.experts.store import ExpertStore
 from q4run.feed_forward import feed_forward_job, load_feed_forward, resident_job
 from q4run.kernels.experts import combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
-from q4run.kernels.products import PRODUCT
+from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
 from q4run.models.config import Gating, ModelConfig, MoeConfig
 from q4run.weights import WeightReader

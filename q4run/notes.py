@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from q4run.kernels.compile import CACHE_FOLDER
+from q4run.kernels.compiling.compile import CACHE_FOLDER
 
 FOLDER = CACHE_FOLDER.parents[1]
 _REMEMBERED_S = 24 * 3600

@@ -3,10 +3,10 @@
 import gguf
 import numpy as np
 
-from q4run.kernels.activations import quantize_activations
 from q4run.kernels.formats import all_formats, find_format_named
 from q4run.kernels.formats.base import Format
-from q4run.kernels.strips import interleave, padded_rows
+from q4run.kernels.products.activations import quantize_activations
+from q4run.kernels.products.strips import interleave, padded_rows
 
 ALL = sorted(fmt.name for fmt in all_formats())
 FLOATS = [fmt.name for fmt in all_formats() if not fmt.int8_activations]

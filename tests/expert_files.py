@@ -12,7 +12,7 @@ from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.gguf_file.metadata import Metadata
 from q4run.kernels.formats import Format, find_format
-from q4run.kernels.strips import interleave, padded_rows
+from q4run.kernels.products.strips import interleave, padded_rows
 from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
 
 Q8_0, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32

@@ -3,10 +3,10 @@
 import numpy as np
 
 from q4run.bench.models.random_blocks import random_blocks
-from q4run.kernels.activations import GROUP, Int8Activations, quantize_activations
 from q4run.kernels.formats import find_format_named
-from q4run.kernels.products import INPUT, matrix_record
-from q4run.kernels.strips import interleave, padded_rows
+from q4run.kernels.products.activations import GROUP, Int8Activations, quantize_activations
+from q4run.kernels.products.products import INPUT, matrix_record
+from q4run.kernels.products.strips import interleave, padded_rows
 
 Int8 = Int8Activations | tuple[np.ndarray, np.ndarray, np.ndarray]
 

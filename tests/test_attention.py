@@ -15,11 +15,11 @@ import pytest
 from numba.core.errors import TypingError
 from test_guard_pages import guarded
 
-from q4run.kernels.attention import MAX_HEAD_DIM, attend, write_cache
-from q4run.kernels.compile import kernel
-from q4run.kernels.kv_values import row_length
-from q4run.kernels.online_softmax import exp2
-from q4run.kernels.simd import target
+from q4run.kernels.attention.attend import MAX_HEAD_DIM, attend, write_cache
+from q4run.kernels.attention.kv_values import row_length
+from q4run.kernels.attention.online_softmax import exp2
+from q4run.kernels.compiling import target
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.simd.memory import load_f32x8, store
 from q4run.kernels.threads.pool import ALONE, Pool, ThreadPool
 

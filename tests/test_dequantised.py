@@ -6,8 +6,8 @@ import pytest
 
 from q4run.bench.models.random_blocks import random_blocks
 from q4run.kernels.formats import all_formats, find_format
-from q4run.kernels.products import matmul
-from q4run.kernels.strips import padded_rows, to_strips
+from q4run.kernels.products.products import matmul
+from q4run.kernels.products.strips import padded_rows, to_strips
 
 NAMES = ["iq2_xxs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s"]
 

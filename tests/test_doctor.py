@@ -18,7 +18,7 @@ from q4run.errors import Error, FormatError
 from q4run.experts.choosing import FEWEST_BYTES
 from q4run.findings import find
 from q4run.kernel_cache import describe_kernel_cache
-from q4run.kernels.compile import CACHE_FOLDER
+from q4run.kernels.compiling.compile import CACHE_FOLDER
 from q4run.machine import describe_machine
 
 SOUND = {

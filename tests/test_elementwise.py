@@ -181,7 +181,7 @@ from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import open_gguf
 from q4run.kernels.formats import find_format
-from q4run.kernels.multiply import multiply_address
+from q4run.kernels.products.multiply import multiply_address
 from q4run.kernels.warmup import warm_up
 from q4run.kv_cache import KV_TYPES, KVCache
 from q4run.models import read_config

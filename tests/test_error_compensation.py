@@ -9,8 +9,8 @@ from q4run.convert.calibration.compensation import (
     compensate,
     prepare_inputs,
 )
-from q4run.kernels.error_compensation import compensate_columns
 from q4run.kernels.formats import all_formats, find_format_named
+from q4run.kernels.formats.quantize.error_compensation import compensate_columns
 
 COMPENSATED = [fmt.name for fmt in all_formats() if can_compensate(fmt)]
 

@@ -16,7 +16,7 @@ from q4run.experts.policies import LeastRecentlyUsed
 from q4run.experts.slots import Slots
 from q4run.experts.store import ExpertStore
 from q4run.kernels.formats import find_format
-from q4run.kernels.strips import interleave, padded_rows
+from q4run.kernels.products.strips import interleave, padded_rows
 
 PAGE = 4096
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from made_matrices import Int8, MadeMatrix, check_feed_forward, flat_int8, input_record
 
-from q4run.kernels.activations import GROUP, Int8Activations, quantize_activations
 from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
-from q4run.kernels.products import PRODUCT
+from q4run.kernels.products.activations import GROUP, Int8Activations, quantize_activations
+from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import ALONE, Pool
 
 N_EXPERT = 5

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from made_matrices import MadeMatrix, check_feed_forward, flat_int8, input_record
 
-from q4run.kernels.activations import quantize_activations
 from q4run.kernels.feed_forward import FEED_FORWARD, run_feed_forwards
+from q4run.kernels.products.activations import quantize_activations
 
 # Types of gate, up and down; n_embd, n_ff.
 SHAPES = {

@@ -13,10 +13,16 @@ import numpy as np
 import pytest
 from blocks import ALL, format_named, interleaved, random_blocks, random_tokens
 
-from q4run.kernels import activations
-from q4run.kernels.activations import Int8Activations, empty_activations
-from q4run.kernels.products import PRODUCT, input_record, matmul, matrix_record, run_products
-from q4run.kernels.strips import interleave
+from q4run.kernels.products import activations
+from q4run.kernels.products.activations import Int8Activations, empty_activations
+from q4run.kernels.products.products import (
+    PRODUCT,
+    input_record,
+    matmul,
+    matrix_record,
+    run_products,
+)
+from q4run.kernels.products.strips import interleave
 from q4run.kernels.threads.pool import ALONE
 
 N_ROWS = 21  # neither whole strips nor whole pairs of strips

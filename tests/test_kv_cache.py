@@ -16,7 +16,7 @@ from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.generate import Session
 from q4run.gguf_file import open_gguf
-from q4run.kernels.attention import MAX_HEAD_DIM, write_cache
+from q4run.kernels.attention.attend import MAX_HEAD_DIM, write_cache
 from q4run.kv_cache import KV_TYPES, KVCache, LayerCache, cache_bytes, layer_capacity
 from q4run.models import read_config
 from q4run.models.config import AttentionConfig, LayerConfig, ModelConfig

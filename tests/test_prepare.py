@@ -14,7 +14,7 @@ PROGRAM = """
     from pathlib import Path
     import numpy as np
     from q4run.kernels import prepare as module
-    from q4run.kernels.compile import CACHE_FOLDER
+    from q4run.kernels.compiling.compile import CACHE_FOLDER
     from q4run.kernels.formats import find_format_named
 
     compiled_here = []

@@ -14,10 +14,16 @@ from blocks import (
     with_factors,
 )
 
-from q4run.kernels.activations import quantize_activations
 from q4run.kernels.formats.base import Format
-from q4run.kernels.products import PRODUCT, input_record, matmul, matrix_record, run_products
-from q4run.kernels.strips import padded_rows
+from q4run.kernels.products.activations import quantize_activations
+from q4run.kernels.products.products import (
+    PRODUCT,
+    input_record,
+    matmul,
+    matrix_record,
+    run_products,
+)
+from q4run.kernels.products.strips import padded_rows
 from q4run.kernels.threads.pool import ALONE, ThreadPool
 
 TOKENS = [1, 2, 3, 4, 5, 8, 9]

@@ -13,9 +13,9 @@ import pytest
 from blocks import format_named, interleaved, random_blocks
 from numba.core.errors import TypingError
 
-from q4run.kernels.compile import kernel
-from q4run.kernels.products import matmul
-from q4run.kernels.simd import target
+from q4run.kernels.compiling import target
+from q4run.kernels.compiling.compile import kernel
+from q4run.kernels.products.products import matmul
 from q4run.kernels.simd.casts import (
     as_signed,
     bfloats_to_float,

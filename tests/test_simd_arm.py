@@ -248,7 +248,7 @@ features = binding.get_host_cpu_features() | {"dotprod": True, "i8mm": True}
 real = platform.machine, sys.platform, binding.get_host_cpu_features
 platform.machine, sys.platform = lambda: "arm64", "darwin"
 binding.get_host_cpu_features = lambda: features
-from q4run.kernels.simd.target import TARGET
+from q4run.kernels.compiling.target import TARGET
 platform.machine, sys.platform, binding.get_host_cpu_features = real
 assert TARGET == sys.argv[1], TARGET
 
@@ -256,7 +256,7 @@ codegen.JITCPUCodegen._add_module = lambda self, module: None
 codegen.JITCPUCodegen.set_env = lambda self, name, env: None
 codegen.JITCodeLibrary.get_pointer_to_function = lambda self, name: self._ensure_finalized() or 0
 from q4run.kernels.formats import find_format_named
-from q4run.kernels.multiply import _int8_function
+from q4run.kernels.products.multiply import _int8_function
 
 modules = {name: _int8_function(find_format_named(name)).inspect_llvm() for name in sys.argv[2:]}
 print(json.dumps(modules))

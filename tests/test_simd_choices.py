@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.simd.compare import clamp, steps, where_greater
 from q4run.kernels.simd.memory import load_f32x8, load_i32x8, store
 from q4run.kernels.simd.transpose import transpose

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.simd.matrices import HAS_MATRICES, by_turns, dot_matrices, taken_apart
 from q4run.kernels.simd.memory import i8_pointer, load_i32x8_bytes, load_u8x32, store
 

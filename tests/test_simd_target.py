@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from q4run.kernels import compile as kernel_compile
-from q4run.kernels.simd import target
+from q4run.kernels.compiling import compile as kernel_compile
+from q4run.kernels.compiling import target
 
 AVX2 = {"avx2": True, "fma": True, "f16c": True}
 

@@ -7,7 +7,7 @@ from blocks import ALL, format_named, interleaved, random_blocks
 
 from q4run.kernels.formats import find_format
 from q4run.kernels.formats.base import Format
-from q4run.kernels.strips import ROWS, interleave, padded_rows, to_strips
+from q4run.kernels.products.strips import ROWS, interleave, padded_rows, to_strips
 
 ROW_COUNTS = [0, 1, 2, 7, 8, 9, 15, 16, 17, 40]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.threads import atomics
 from q4run.kernels.threads import pool as pool_module
 from q4run.kernels.threads.pool import ALONE, Pool, ThreadPool

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from q4run.kernels.activations import Int8Activations, empty_activations, quantize_activations
 from q4run.kernels.norm import rms_norm_heads
+from q4run.kernels.products.activations import (
+    Int8Activations,
+    empty_activations,
+    quantize_activations,
+)
 from q4run.kernels.rope import rotate_adjacent
 from q4run.kernels.tokens import (
     TOKENS_PER_TASK,

@@ -13,7 +13,7 @@ import numpy as np
 from q4run import __version__
 from q4run.convert.output.layout import Part
 from q4run.errors import Error
-from q4run.kernels.compile import CACHE_FOLDER
+from q4run.kernels.compiling.compile import CACHE_FOLDER
 
 VERSION = 1
 JOURNAL_BYTES = 1024

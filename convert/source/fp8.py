@@ -21,7 +21,7 @@ import numpy as np
 
 from q4run.convert.source.safetensors_file import StoredTensor
 from q4run.errors import FormatError
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 
 _CODES = np.arange(256, dtype=np.uint8)
 _TABLES = {

@@ -14,7 +14,7 @@ from numba.core import types
 from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, register_model, typeof_impl, unbox
 
-from q4run.kernels.column_weights import column_weights
+from q4run.kernels.formats.quantize.column_weights import column_weights
 from q4run.kernels.simd.lowering import BIAS
 
 _BY_TYPE: dict[gguf.GGMLQuantizationType, "Format"] = {}

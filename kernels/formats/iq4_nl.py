@@ -4,11 +4,16 @@ import gguf
 import numpy as np
 
 from q4run.kernels.formats.base import Field, register
-from q4run.kernels.formats.iq4_values import VALUES, biased_values, code_of_value, nearest_value
-from q4run.kernels.formats.nibbles import pack_nibbles, unpack_nibbles
+from q4run.kernels.formats.parts.iq4_values import (
+    VALUES,
+    biased_values,
+    code_of_value,
+    nearest_value,
+)
+from q4run.kernels.formats.parts.nibbles import pack_nibbles, unpack_nibbles
+from q4run.kernels.formats.parts.scaled import Scaled, scales_of
 from q4run.kernels.formats.quantize.symmetric import scale_search
 from q4run.kernels.formats.reading import codes, implements, scale
-from q4run.kernels.formats.scaled import Scaled, scales_of
 from q4run.kernels.formats.writing import nearest_code, nearest_level, pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u16x8_bytes

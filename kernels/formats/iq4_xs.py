@@ -9,13 +9,18 @@ import gguf
 import numpy as np
 
 from q4run.kernels.formats.base import Field, register
-from q4run.kernels.formats.iq4_values import VALUES, biased_values, code_of_value, nearest_value
-from q4run.kernels.formats.nibbles import pack_nibbles, unpack_nibbles
+from q4run.kernels.formats.parts.iq4_values import (
+    VALUES,
+    biased_values,
+    code_of_value,
+    nearest_value,
+)
+from q4run.kernels.formats.parts.nibbles import pack_nibbles, unpack_nibbles
+from q4run.kernels.formats.parts.scaled import scales_of
 from q4run.kernels.formats.quantize.shared_scale import largest_integers, quantize_shared_scale
 from q4run.kernels.formats.quantize.symmetric import scale_search
 from q4run.kernels.formats.quantize.tiles import put_half
 from q4run.kernels.formats.reading import codes, implements, scale
-from q4run.kernels.formats.scaled import scales_of
 from q4run.kernels.formats.writing import (
     Coded,
     nearest_code,

@@ -9,11 +9,11 @@ one with the least error is taken.
 import gguf
 import numpy as np
 
-from q4run.kernels.column_weights import TILE, in_lanes
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Field, register
-from q4run.kernels.formats.nibbles import nibbles_of_table, unpack_nibbles
+from q4run.kernels.formats.parts.nibbles import nibbles_of_table, unpack_nibbles
 from q4run.kernels.formats.quantize.blocks import symmetric_codes
+from q4run.kernels.formats.quantize.column_weights import TILE, in_lanes
 from q4run.kernels.formats.quantize.symmetric import change, largest_magnitude, sums_of_four
 from q4run.kernels.formats.quantize.tiles import load_tile, store_codes, weigh
 from q4run.kernels.formats.reading import codes, implements, scale

@@ -8,14 +8,14 @@ bits 2g and 2g + 1 of byte m are value 32 g + m.
 import gguf
 import numpy as np
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.parts.scaled import scales_of
+from q4run.kernels.formats.parts.two_bits import pack_two_bits
 from q4run.kernels.formats.quantize.affine import AffineSearch, floats
 from q4run.kernels.formats.quantize.shared_minimum import quantize_shared_minimum
 from q4run.kernels.formats.quantize.tiles import put_half
 from q4run.kernels.formats.reading import codes, each_vector, implements, minimum, scale
-from q4run.kernels.formats.scaled import scales_of
-from q4run.kernels.formats.two_bits import pack_two_bits
 from q4run.kernels.formats.writing import Coded, pack_codes, pack_scales
 from q4run.kernels.simd.casts import halves_to_float, to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes, load_wide_u8

@@ -8,14 +8,14 @@ bits of scales i and 8 + i share byte i, and the upper 2 of i, 4 + i, 8 + i and 
 import gguf
 import numpy as np
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.parts.scaled import scales_of
+from q4run.kernels.formats.parts.two_bits import pack_two_bits
 from q4run.kernels.formats.quantize.shared_scale import largest_integers, quantize_shared_scale
 from q4run.kernels.formats.quantize.symmetric import scale_search
 from q4run.kernels.formats.quantize.tiles import put_half
 from q4run.kernels.formats.reading import codes, each_vector, implements, scale
-from q4run.kernels.formats.scaled import scales_of
-from q4run.kernels.formats.two_bits import pack_two_bits
 from q4run.kernels.formats.writing import Coded, pack_codes, pack_scales
 from q4run.kernels.simd.casts import halves_to_float, to_float
 from q4run.kernels.simd.memory import load_i32x8_bytes, load_u8x32, load_u16x8_bytes

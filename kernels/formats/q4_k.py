@@ -7,9 +7,9 @@ bytes hold one group in their lower halves and the next in their upper halves.
 import gguf
 import numpy as np
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.base import Field, register
-from q4run.kernels.formats.k_scales import (
+from q4run.kernels.formats.parts.k_scales import (
     SixBitScaled,
     group_minimum,
     group_scale,

@@ -4,10 +4,10 @@ import gguf
 import numpy as np
 
 from q4run.kernels.formats.base import Field, register
-from q4run.kernels.formats.fifth_bits import five_bits, pack_five_bits, unpack_five_bits
+from q4run.kernels.formats.parts.fifth_bits import five_bits, pack_five_bits, unpack_five_bits
+from q4run.kernels.formats.parts.scaled import Scaled, scales_of
 from q4run.kernels.formats.quantize.symmetric import scale_search
 from q4run.kernels.formats.reading import codes, implements, scale
-from q4run.kernels.formats.scaled import Scaled, scales_of
 from q4run.kernels.formats.writing import pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u16x8_bytes

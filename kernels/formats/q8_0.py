@@ -7,11 +7,11 @@ away from zero. A search would leave a tenth less of an error that no measuremen
 import gguf
 import numpy as np
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.parts.scaled import Scaled, quantize_scaled, scales_of
 from q4run.kernels.formats.quantize.symmetric import scale_search
 from q4run.kernels.formats.reading import codes, each_vector, implements, scale
-from q4run.kernels.formats.scaled import Scaled, quantize_scaled, scales_of
 from q4run.kernels.formats.writing import pack_codes
 from q4run.kernels.simd.casts import as_signed, halves_to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.base import Format, FormatType
 from q4run.kernels.simd.casts import to_float
 from q4run.kernels.simd.ops import add, dot_biased, dot_unsigned, fma, mul, splat

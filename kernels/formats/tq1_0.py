@@ -9,11 +9,11 @@ Bytes 48-51: value 240 + 4 n + m, n < 4.
 import gguf
 import numpy as np
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.parts.scaled import scales_of
 from q4run.kernels.formats.quantize.ternary import quantize_ternary
 from q4run.kernels.formats.reading import block_sums, codes, implements, scale
-from q4run.kernels.formats.scaled import scales_of
 from q4run.kernels.formats.writing import Coded, pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_four, load_u8x32, load_u16x8_bytes

@@ -6,12 +6,12 @@ Two groups of 32 bytes; bits 2l and 2l + 1 of byte m hold value 32 l + m of the 
 import gguf
 import numpy as np
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.base import Field, register
+from q4run.kernels.formats.parts.scaled import scales_of
+from q4run.kernels.formats.parts.two_bits import pack_two_bits
 from q4run.kernels.formats.quantize.ternary import quantize_ternary
 from q4run.kernels.formats.reading import codes, each_vector, implements, scale
-from q4run.kernels.formats.scaled import scales_of
-from q4run.kernels.formats.two_bits import pack_two_bits
 from q4run.kernels.formats.writing import Coded, pack_codes
 from q4run.kernels.simd.casts import halves_to_float
 from q4run.kernels.simd.memory import load_u8x32, load_u16x8_bytes

@@ -6,7 +6,7 @@ Like ``reading``, functions without a Python body: each format's overload stands
 import numpy as np
 from numba.extending import overload
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Format, FormatType
 from q4run.kernels.formats.reading import block_bytes, block_size, constant
 from q4run.kernels.simd.compare import clamp

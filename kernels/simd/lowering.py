@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from q4run.kernels.simd.target import TARGET
+from q4run.kernels.compiling.target import TARGET
 
 _target = import_module(f"q4run.kernels.simd.{TARGET}")
 

@@ -1,6 +1,6 @@
 """Functions on f32x8 that LLVM has no instruction for."""
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.simd.casts import bits_float, to_int
 from q4run.kernels.simd.ops import (
     add,

@@ -1,6 +1,6 @@
 """Vectors at the end of an array, where fewer than eight places are left."""
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.simd.memory import load_f32x8, store
 from q4run.kernels.simd.ops import lane, splat, with_lane
 from q4run.kernels.simd.vector import f32x8

@@ -14,7 +14,7 @@ import threading
 
 import numpy as np
 
-from q4run.kernels.compile import kernel
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.threads import atomics
 
 # Places in the state, each on a cache line of its own where threads write.

@@ -36,7 +36,7 @@ def open_model(
     path = path or model_in_the_box()
     with Waiting("starting") as waiting:
         # These take most of a second: only now, and with the progress line under way.
-        from q4run.kernels.compile import CACHE_FOLDER
+        from q4run.kernels.compiling.compile import CACHE_FOLDER
 
         stages = {} if any(CACHE_FOLDER.glob("**/*.nbc")) else {"compiling kernels": _FIRST_TIME}
         from q4run.model import load

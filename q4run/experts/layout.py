@@ -8,8 +8,8 @@ import numpy as np
 
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import Format
-from q4run.kernels.products import matrix_record
-from q4run.kernels.strips import padded_rows
+from q4run.kernels.products.products import matrix_record
+from q4run.kernels.products.strips import padded_rows
 from q4run.models.config import ModelConfig, MoeConfig
 from q4run.weights import checked_tensor, format_of
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q4run.kernels.attention import attend
-from q4run.kernels.kv_values import row_length
+from q4run.kernels.attention.attend import attend
+from q4run.kernels.attention.kv_values import row_length
 from q4run.kernels.threads.pool import Pool
 from q4run.kv_cache import KV_TYPES
 from q4run.models.config import ModelConfig

@@ -15,7 +15,7 @@ from q4run.experts.layout import ExpertLayout, ExpertMatrix
 from q4run.experts.pread import Pread
 from q4run.experts.store import ExpertStore
 from q4run.kernels.formats import Format
-from q4run.kernels.strips import ROWS
+from q4run.kernels.products.strips import ROWS
 from q4run.planning.timing import seconds_of
 
 _COLS = 2048

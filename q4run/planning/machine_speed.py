@@ -14,7 +14,7 @@ import psutil
 from q4run.cores import choose_threads, usable_cores
 from q4run.errors import Error
 from q4run.experts.choosing import best_candidate, is_measurable, known_speeds, remembered_speeds
-from q4run.kernels.compile import CACHE_FOLDER
+from q4run.kernels.compiling.compile import CACHE_FOLDER
 from q4run.kernels.formats import Format
 from q4run.kernels.threads.pool import ThreadPool
 from q4run.memory_limit import read_limit

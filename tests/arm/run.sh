@@ -88,7 +88,7 @@ cd "$folder"
 # What is chosen on processors without the dot product, with it, and with matrix products too.
 for pair in cortex-a72:generic neoverse-n1:neon max:i8mm; do
     chosen=$(env -u Q4RUN_SIMD QEMU_CPU="${pair%:*}" "$folder/python" -c \
-        'from q4run.kernels.simd.target import TARGET; print(TARGET)')
+        'from q4run.kernels.compiling.target import TARGET; print(TARGET)')
     echo "${pair%:*}: $chosen"
     [ "$chosen" = "${pair#*:}" ] || { echo "expected ${pair#*:}" >&2; exit 1; }
 done

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from q4run.kernels.column_weights import TILE, in_lanes
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Format
 from q4run.kernels.formats.quantize.affine import (
     AffineSearch,
@@ -14,6 +13,7 @@ from q4run.kernels.formats.quantize.affine import (
     sums_of_three,
     totals,
 )
+from q4run.kernels.formats.quantize.column_weights import TILE, in_lanes
 from q4run.kernels.formats.quantize.symmetric import (
     ScaleSearch,
     best_half,

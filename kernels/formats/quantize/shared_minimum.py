@@ -9,8 +9,7 @@ the two f16 that are best for these integers and codes.
 
 import numpy as np
 
-from q4run.kernels.column_weights import TILE, in_lanes
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Format
 from q4run.kernels.formats.quantize.affine import (
     AffineSearch,
@@ -23,6 +22,7 @@ from q4run.kernels.formats.quantize.affine import (
     totals,
 )
 from q4run.kernels.formats.quantize.blocks import affine_codes
+from q4run.kernels.formats.quantize.column_weights import TILE, in_lanes
 from q4run.kernels.formats.quantize.shared_scale import nearest_half
 from q4run.kernels.formats.quantize.tiles import (
     inverse,

@@ -8,10 +8,10 @@ with the f16 that is best for these integers and codes.
 
 import numpy as np
 
-from q4run.kernels.column_weights import TILE, in_lanes
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Format
 from q4run.kernels.formats.quantize.blocks import symmetric_codes
+from q4run.kernels.formats.quantize.column_weights import TILE, in_lanes
 from q4run.kernels.formats.quantize.symmetric import (
     ScaleSearch,
     best_scale,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.quantize.tiles import as_half, inverse
 from q4run.kernels.formats.writing import highest, lowest, nearest_level
 from q4run.kernels.simd.compare import where_greater

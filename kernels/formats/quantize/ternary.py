@@ -17,9 +17,9 @@ the weights.
 
 import numpy as np
 
-from q4run.kernels.column_weights import TILE, in_order
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Format
+from q4run.kernels.formats.quantize.column_weights import TILE, in_order
 from q4run.kernels.formats.quantize.tiles import as_half, put_half, store_halves
 from q4run.kernels.formats.reading import block_bytes
 from q4run.kernels.formats.writing import pack_codes

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from q4run.kernels.column_weights import TILE
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
+from q4run.kernels.formats.quantize.column_weights import TILE
 from q4run.kernels.simd.casts import floats_to_half, halves_to_float, to_int
 from q4run.kernels.simd.compare import where_greater
 from q4run.kernels.simd.memory import load_f32x8, load_i32x8, store

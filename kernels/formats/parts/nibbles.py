@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.simd.memory import load_u8x32
 from q4run.kernels.simd.ops import bit_and, bit_field, byte_table, splat
 from q4run.kernels.simd.vector import u8x32

@@ -9,8 +9,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from q4run.kernels.attention_tiles import after
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.attention.tiles import after
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.simd import emit, lowering
 from q4run.kernels.simd.casts import floats_to_half, halves_to_float
 from q4run.kernels.simd.memory import (

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.simd.emit import F32, I32, vector
 from q4run.kernels.simd.memory import address_of, f32_pointer, load_f32x8, prefetch, store
 from q4run.kernels.simd.ops import fma, splat

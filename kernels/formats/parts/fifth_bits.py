@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from q4run.kernels.compile import inline
-from q4run.kernels.formats.nibbles import nibbles, pack_nibbles, unpack_nibbles
+from q4run.kernels.compiling.compile import inline
+from q4run.kernels.formats.parts.nibbles import nibbles, pack_nibbles, unpack_nibbles
 from q4run.kernels.simd.memory import load_i32x8_bytes
 from q4run.kernels.simd.ops import add_where_set
 

@@ -9,7 +9,7 @@ from functools import cache
 
 from numba import types
 
-from q4run.kernels.compile import c_function, inline
+from q4run.kernels.compiling.compile import c_function, inline
 from q4run.kernels.formats.base import Format
 from q4run.kernels.formats.reading import (
     add_products,
@@ -25,12 +25,12 @@ from q4run.kernels.formats.reading import (
     values,
     zero_code,
 )
-from q4run.kernels.panels import multiply_panel_float, multiply_panel_int8
+from q4run.kernels.products.panels import multiply_panel_float, multiply_panel_int8
+from q4run.kernels.products.strips import ROWS
 from q4run.kernels.simd.memory import load_four, prefetch, prefetch_once
 from q4run.kernels.simd.ops import add, fma, splat, sub
 from q4run.kernels.simd.tails import store_some
 from q4run.kernels.simd.vector import f32x8, i32x8
-from q4run.kernels.strips import ROWS
 
 # (weights, n_rows, n_cols, n_tokens, x, q, scales, sums, first strip, end, out)
 MULTIPLY = types.void(

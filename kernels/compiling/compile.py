@@ -9,13 +9,13 @@ from typing import Any
 import numba
 from numba.core import config
 
-from q4run.kernels.simd.target import TARGET
+from q4run.kernels.compiling.target import TARGET
 
 
 def _source_fingerprint() -> str:
     """A hash of all kernel sources: numba itself only notices a change in the caller's own file."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -11,8 +11,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from q4run.kernels.attention_tiles import after
-from q4run.kernels.compile import inline
+from q4run.kernels.attention.tiles import after
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.simd import emit
 from q4run.kernels.simd.memory import load_f32x8, store
 from q4run.kernels.simd.ops import (

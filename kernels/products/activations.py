@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.simd.casts import to_int
 from q4run.kernels.simd.memory import load_f32x8, store_low_bytes
 from q4run.kernels.simd.ops import (

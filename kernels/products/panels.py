@@ -5,7 +5,7 @@ cache: codes as bytes and scales as floats, in the same form whatever the format
 rows by 4 tokens run over it (Goto & van de Geijn, ACM TOMS 34(3), 2008).
 """
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.reading import (
     add_products,
     block_bytes,
@@ -19,6 +19,7 @@ from q4run.kernels.formats.reading import (
     values,
     zero_code,
 )
+from q4run.kernels.products.strips import ROWS
 from q4run.kernels.simd.matrices import HAS_MATRICES, by_turns, dot_matrices, taken_apart
 from q4run.kernels.simd.memory import (
     load_f32x8_bytes,
@@ -31,7 +32,6 @@ from q4run.kernels.simd.memory import (
 from q4run.kernels.simd.ops import fma, splat
 from q4run.kernels.simd.tails import load_some, store_some
 from q4run.kernels.simd.vector import f32x8, i32x8
-from q4run.kernels.strips import ROWS
 
 _GROUPS = 32  # of 32 columns in a panel: 16 kB of codes
 _CODES = 512  # bytes of a group's codes: 8 vectors of each strip

@@ -3,7 +3,7 @@
 import gguf
 import numpy as np
 
-from q4run.kernels.formats.nibbles import nibbles_of_table
+from q4run.kernels.formats.parts.nibbles import nibbles_of_table
 from q4run.kernels.simd.compare import steps
 from q4run.kernels.simd.lowering import BIAS
 

@@ -7,7 +7,7 @@ strip is filled up with zero rows.
 
 import numpy as np
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Field, Format
 from q4run.kernels.simd.memory import copy_bytes, interleave_sixteen, u8_pointer
 

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from q4run.kernels.attention import attend, write_cache
-from q4run.kernels.compile import kernel
+from q4run.kernels.attention.attend import attend, write_cache
+from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.elementwise import add_into
-from q4run.kernels.products import run_products
+from q4run.kernels.products.products import run_products
 from q4run.kernels.tokens import normalize, prepare_heads, quantize_tokens
 
 Q, K, V, OUTPUT = range(4)  # the places of the projections among the products

@@ -8,11 +8,11 @@ of bytes i and 4 + i.
 
 import numpy as np
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
+from q4run.kernels.formats.parts.scaled import scales_of
 from q4run.kernels.formats.quantize.affine import AFFINE_SEARCH
 from q4run.kernels.formats.quantize.shared_minimum import quantize_shared_minimum
 from q4run.kernels.formats.quantize.tiles import put_half
-from q4run.kernels.formats.scaled import scales_of
 from q4run.kernels.formats.writing import Coded
 from q4run.kernels.simd.casts import halves_to_float, to_float
 from q4run.kernels.simd.memory import load_i32x8_bytes, load_u16x8_bytes

@@ -1,6 +1,6 @@
 """2-bit codes in fours: bits 2l and 2l + 1 of byte m of each 32 are value 32 l + m of 128."""
 
-from q4run.kernels.compile import inline
+from q4run.kernels.compiling.compile import inline
 
 
 @inline

@@ -6,12 +6,12 @@ pieces of whole strips and lets the threads take the pieces one by one.
 
 import numpy as np
 
-from q4run.kernels.activations import Int8Activations, quantize_activations
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Format
-from q4run.kernels.multiply import multiply_address
+from q4run.kernels.products.activations import Int8Activations, quantize_activations
+from q4run.kernels.products.multiply import multiply_address
+from q4run.kernels.products.strips import ROWS, padded_rows
 from q4run.kernels.simd.memory import f32_pointer, i8_pointer, i32_pointer, u8_pointer
-from q4run.kernels.strips import ROWS, padded_rows
 from q4run.kernels.threads import atomics
 from q4run.kernels.threads.pool import ALONE, Pool
 from q4run.kernels.threads.tasks import run_tasks

@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from q4run.kernels.attention_tiles import add_four, add_one, after, at, score_four, score_one
-from q4run.kernels.compile import inline, kernel
-from q4run.kernels.kv_values import padded_dim, rows_ahead, rows_as_floats, write_cache
-from q4run.kernels.online_softmax import STATE, clear, merge, save_quotients, weigh
+from q4run.kernels.attention.kv_values import padded_dim, rows_ahead, rows_as_floats, write_cache
+from q4run.kernels.attention.online_softmax import STATE, clear, merge, save_quotients, weigh
+from q4run.kernels.attention.tiles import add_four, add_one, after, at, score_four, score_one
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.simd.memory import (
     address_of,
     f32_pointer,

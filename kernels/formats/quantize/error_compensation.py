@@ -7,7 +7,7 @@ later column k changes by -e U[j, k] / U[j, j]. Rows are independent of each oth
 
 import numpy as np
 
-from q4run.kernels.compile import inline, kernel
+from q4run.kernels.compiling.compile import inline, kernel
 
 
 @kernel()

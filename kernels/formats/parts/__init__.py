@@ -1,0 +1,1 @@
+"""Parts that the formats of several types share."""

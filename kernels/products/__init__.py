@@ -1,0 +1,1 @@
+"""Quantised matrix products: with one token and with many."""
