@@ -31,8 +31,8 @@ from q4run.convert.types.importance import add_imatrix_keys, add_importance, imp
 from q4run.convert.types.recipe import file_type, make_recipe
 from q4run.convert.types.ternary import ternary_notes
 from q4run.convert.widen import BFLOAT16, largest_bfloat, transpose_columns, widen
-from q4run.cores import choose_threads
 from q4run.errors import Error
+from q4run.machine.cores import choose_threads
 from q4run.memory import available_memory, format_size
 
 DEFAULT_RAM_SHARE = 4

@@ -6,8 +6,8 @@ from q4run.convert.output.layout import lay_out
 from q4run.convert.source.source import open_source
 from q4run.convert.tensors import OutputTensor, Role, Rows
 from q4run.convert.types.recipe import Recipe
-from q4run.geometries import Geometry, hyperparameters, tensor_shapes
 from q4run.gguf_file import GGUFFile, describe_file
+from q4run.models.shapes import Geometry, hyperparameters, tensor_shapes
 
 _ROLES = {
     "token_embd": Role.EMBEDDING,

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
+from q4run.cache.keys_values import cache_bytes
 from q4run.errors import BudgetError
 from q4run.experts.filling import MOST_READERS, reader_bytes
 from q4run.experts.layout import ExpertLayout
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import find_format
 from q4run.kernels.products.strips import padded_rows
-from q4run.kv_cache import cache_bytes
 from q4run.memory import available_memory, format_size, total_memory
 from q4run.models.config import ModelConfig
 from q4run.weights import embedding_bytes

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from q4run.cache.keys_values import LayerCache
 from q4run.experts.store import ExpertStore
 from q4run.feed_forward import DenseFeedForward
 from q4run.kernels.attention.layer import OUTPUT, attention_layer
 from q4run.kernels.head import output_head
 from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
-from q4run.kv_cache import LayerCache
 from q4run.mixture_of_experts import MixtureOfExperts
 from q4run.models.config import AttentionConfig, LayerConfig, ModelConfig
 from q4run.timeline import ATTENTION, EXPERTS, FEED_FORWARD, Timeline

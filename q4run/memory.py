@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from q4run.cgroups import cgroups
 from q4run.errors import Error
+from q4run.machine.cgroups import cgroups
 
 _PREFIXES = "kmgtpe"
 _UNITS = {"": 1} | {prefix: 1000**i for i, prefix in enumerate(_PREFIXES, 1)}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from q4run.budget import DEFAULT_CONTEXT, MemoryPlan, plan_memory
-from q4run.cores import choose_threads
+from q4run.cache.keys_values import KV_TYPES, KVCache
 from q4run.errors import Error
 from q4run.experts.choosing import choose_method
 from q4run.experts.layout import read_layout
@@ -23,15 +23,15 @@ from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
-from q4run.generate import Session
+from q4run.generation.sampler import Sampler, SamplingParameters
+from q4run.generation.session import Session
 from q4run.gguf_file import GGUFFile, open_gguf
 from q4run.kernels.formats import Format, find_format
 from q4run.kernels.prepare import prepare
-from q4run.kv_cache import KV_TYPES, KVCache
+from q4run.machine.cores import choose_threads
 from q4run.memory import available_memory, parse_size, peak_rss, total_memory
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
-from q4run.sampling import Sampler, SamplingParameters
 from q4run.text.chat_template import ChatTemplate, load_chat_template
 from q4run.text.stream import TextStream
 from q4run.text.tokenizer import Tokenizer, load_tokenizer
@@ -106,12 +106,12 @@ def load(
     ram_budget: bytes, or ``"6GiB"``, ``"500M"``, or ``"50%"`` of this machine's RAM; None takes a
     share of what is free. It bounds all that the process holds beyond the fixed allowance for the
     interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core
-    (``q4run.cores.choose_threads``). context: None is 4096 tokens, or what the model was trained
-    on where that is less.
-    kv_type: ``f16``, ``f32`` or ``q8_0``. cache: which expert leaves when a slot is wanted,
-    ``layers`` or ``lru``. prefetch: whether experts are read because the next layer will likely
-    want them: ``always``, ``never``, or ``auto``, which finds out what is faster. trace: a file
-    that gets which experts each layer used. Raises ``q4run.Error`` and its kinds.
+    (``q4run.machine.cores.choose_threads``). context: None is 4096 tokens, or what the model was
+    trained on where that is less. kv_type: ``f16``, ``f32`` or ``q8_0``. cache: which expert leaves
+    when a slot is wanted, ``layers`` or ``lru``. prefetch: whether experts are read because the
+    next layer will likely want them: ``always``, ``never``, or ``auto``, which finds out what is
+    faster. trace: a file that gets which experts each layer used. Raises ``q4run.Error`` and its
+    kinds.
     """
     if kv_type not in KV_TYPES:
         raise Error(f"there is no KV type '{kv_type}'; choose {' or '.join(KV_TYPES)}")

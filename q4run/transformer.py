@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 
+from q4run.cache.keys_values import KVCache
 from q4run.errors import Error, FormatError, UnsupportedError
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile
-from q4run.interrupts import safe_points
 from q4run.kernels.threads.pool import ThreadPool
-from q4run.kv_cache import KVCache
 from q4run.layers import Head, Layer, RotaryEmbedding
+from q4run.machine.interrupts import safe_points
 from q4run.mixture_of_experts import MixtureOfExperts
 from q4run.models.config import ModelConfig
 from q4run.timeline import EMBEDDING, HEAD, Timeline

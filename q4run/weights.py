@@ -9,10 +9,10 @@ import numpy as np
 
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo
-from q4run.huge_pages import Blocks
 from q4run.kernels.formats import Format, all_formats, find_format
 from q4run.kernels.products.products import matrix_record
 from q4run.kernels.products.strips import ROWS, padded_rows, to_strips
+from q4run.machine.huge_pages import Blocks
 from q4run.read_at import read_at
 
 _READ_BYTES = 1 << 20

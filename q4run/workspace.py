@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from q4run.huge_pages import empty_bytes, give_back
 from q4run.kernels.attention.layer import AttentionBuffers
 from q4run.kernels.experts import ExpertBuffers, Routing
 from q4run.kernels.formats import Format
 from q4run.kernels.products.activations import GROUP, Int8Activations
 from q4run.kernels.products.products import input_record
+from q4run.machine.huge_pages import empty_bytes, give_back
 from q4run.models.config import LayerConfig, ModelConfig, MoeConfig
 
 _ALIGNMENT = 64

@@ -8,8 +8,8 @@ from typer.testing import CliRunner, Result
 
 import q4run
 from q4run.cli import app
-from q4run.completion import Completion
-from q4run.sampling import Sampler, SamplingParameters
+from q4run.generation.completion import Completion
+from q4run.generation.sampler import Sampler, SamplingParameters
 
 ESCAPE = "\x1b"
 COMMAND = [sys.executable, "-m", "q4run"]

@@ -16,7 +16,6 @@ from commands import assert_one_error_line, command, invoke
 from fake_peer import DISK_BYTES, make_fake_peer
 
 import q4run
-from q4run import memory_limit
 from q4run.bench.figures.figures import median_of, ratios_of
 from q4run.bench.figures.stored import Results
 from q4run.bench.measure import compare, limits, speed
@@ -25,8 +24,9 @@ from q4run.bench.pages import bench_runs
 from q4run.bench.pages.results_pages import PAGES
 from q4run.bench.peer import llama_cpp_speed
 from q4run.budget import INTERPRETER_ALLOWANCE
-from q4run.geometries import Geometry
 from q4run.memory import format_size
+from q4run.models.shapes import Geometry
+from q4run.planning import memory_speed as memory_limit
 
 KEYS = {
     "model": str,
@@ -124,7 +124,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def known_read_limit(monkeypatch):
-    monkeypatch.setattr("q4run.memory_limit.read_limit", lambda threads: READ_LIMIT)
+    monkeypatch.setattr("q4run.planning.memory_speed.read_limit", lambda threads: READ_LIMIT)
 
 
 def bench(*arguments: object) -> Any:
@@ -632,9 +632,8 @@ def test_the_read_limit_is_a_plausible_speed(monkeypatch):
 
 def test_the_runtime_does_not_import_it():
     code = """
-        import sys
-        import q4run.model, q4run.completion, q4run.chat, q4run.cli.bench
-        assert not [name for name in sys.modules if name.startswith("q4run.bench")]
+        import sys import q4run.model, q4run.generation.completion, q4run.generation.conversation,
+        q4run.cli.bench assert not [name for name in sys.modules if name.startswith("q4run.bench")]
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False

@@ -15,8 +15,8 @@ from commands import invoke
 import q4run
 from q4run.box import DESCRIPTION, MODEL
 from q4run.gguf_file import open_gguf
+from q4run.inspection.model import summarize
 from q4run.kernels.formats import find_format
-from q4run.summary import summarize
 
 REFERENCE = Path(__file__).parent / "reference"
 MOST_BYTES = 16 * 10**6

@@ -7,11 +7,11 @@ import pytest
 from chat_models import make_chat_model
 
 import q4run
-from q4run.chat import Conversation, Exchange, MessageTooLongError, Turn
-from q4run.chat_file import load_chat, save_chat
-from q4run.completion import Completion, Finish
 from q4run.errors import Error
-from q4run.sampling import Sampler, SamplingParameters
+from q4run.generation.completion import Completion, Finish
+from q4run.generation.conversation import Conversation, Exchange, MessageTooLongError, Turn
+from q4run.generation.conversation_file import load_chat, save_chat
+from q4run.generation.sampler import Sampler, SamplingParameters
 from q4run.text.chat_template import ChatTemplate
 
 GREEDY = SamplingParameters(temperature=0.0)

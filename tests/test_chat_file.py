@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from q4run.chat import Exchange
-from q4run.chat_file import load_chat, save_chat
 from q4run.errors import Error, FormatError
+from q4run.generation.conversation import Exchange
+from q4run.generation.conversation_file import load_chat, save_chat
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

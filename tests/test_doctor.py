@@ -13,13 +13,13 @@ from commands import assert_one_error_line, invoke
 from gguf_builder import Builder
 
 from q4run.cli.private import without_names
-from q4run.disk import describe_disk
 from q4run.errors import Error, FormatError
 from q4run.experts.choosing import FEWEST_BYTES
-from q4run.findings import find
-from q4run.kernel_cache import describe_kernel_cache
+from q4run.inspection.disk import describe_disk
+from q4run.inspection.findings import find
+from q4run.inspection.kernel_cache import describe_kernel_cache
+from q4run.inspection.machine import describe_machine
 from q4run.kernels.compiling.compile import CACHE_FOLDER
-from q4run.machine import describe_machine
 
 SOUND = {
     "simd": {"target": "avx2", "available": ["avx2", "generic"]},

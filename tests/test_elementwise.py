@@ -7,11 +7,11 @@ import numba
 import numpy as np
 import pytest
 
+from q4run.cache.keys_values import KV_TYPES
 from q4run.kernels.elementwise import add_into, silu_mul
 from q4run.kernels.norm import rms_norm, rms_norm_heads
 from q4run.kernels.rope import rotate_adjacent
 from q4run.kernels.routing import top_k
-from q4run.kv_cache import KV_TYPES
 
 WIDTHS = [1, 7, 8, 9, 64, 333]  # around the eight lanes of a vector
 
@@ -183,7 +183,7 @@ from q4run.gguf_file import open_gguf
 from q4run.kernels.formats import find_format
 from q4run.kernels.products.multiply import multiply_address
 from q4run.kernels.warmup import warm_up
-from q4run.kv_cache import KV_TYPES, KVCache
+from q4run.cache.keys_values import KV_TYPES, KVCache
 from q4run.models import read_config
 from q4run.transformer import Transformer
 

@@ -19,7 +19,7 @@ from gguf_builder import Builder, rich_file
 from q4run.errors import Error, FormatError
 from q4run.gguf_file import cursor as gguf_cursor
 from q4run.gguf_file import open_gguf
-from q4run.summary import summarize
+from q4run.inspection.model import summarize
 
 SEED = 20250405
 HEADER = {version: rich_file(version).index(bytes(range(256))) for version in (1, 3)}

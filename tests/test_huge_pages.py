@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from q4run.huge_pages import Blocks, empty_bytes
+from q4run.machine.huge_pages import Blocks, empty_bytes
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 4096, 5 << 20])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from q4run.interrupts import safe_points
+from q4run.machine.interrupts import safe_points
 
 
 @pytest.fixture(autouse=True)

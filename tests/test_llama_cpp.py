@@ -9,7 +9,7 @@ import pytest
 
 import q4run
 from q4run.convert import convert
-from q4run.sampling import Sampler, SamplingParameters
+from q4run.generation.sampler import Sampler, SamplingParameters
 
 STORED: dict[str, Any] = json.loads(
     (Path(__file__).parent / "reference" / "llama_cpp.json").read_text()

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from q4run.cores import choose_threads, cpu_quota
 from q4run.errors import Error
 from q4run.file_systems import file_system_of, takes_direct_reads, traits_of
-from q4run.gpus import describe_gpus, parse_nvidia_smi
-from q4run.power import describe_power
+from q4run.inspection.gpus import describe_gpus, parse_nvidia_smi
+from q4run.inspection.power import describe_power
+from q4run.machine.cores import choose_threads, cpu_quota
 
 Mount = namedtuple("Mount", "device mountpoint fstype opts")
 
@@ -132,7 +132,7 @@ def test_the_time_that_a_container_may_use(tmp_path, groups, files, quota):
     [("max", 4), ("10000", 1), ("100000", 1), ("200001", 3), ("400000", 4), ("1600000", 4)],
 )
 def test_threads_are_not_more_than_a_limit_keeps_busy(tmp_path, monkeypatch, quota, threads):
-    monkeypatch.setattr("q4run.cores.usable_cores", lambda: 8)
+    monkeypatch.setattr("q4run.machine.cores.usable_cores", lambda: 8)
     monkeypatch.setattr("psutil.cpu_count", lambda logical: 4)
     files = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": f"{quota} 100000\n"}
     for name, text in files.items():

@@ -16,8 +16,8 @@ from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.errors import Error
 from q4run.experts.policies import POLICIES
 from q4run.experts.slots import Slots
-from q4run.huge_pages import empty_bytes, give_back
-from q4run.memory_watch import MemoryWatch
+from q4run.machine.huge_pages import empty_bytes, give_back
+from q4run.machine.memory_watch import MemoryWatch
 
 SLOT = 1_000_000
 

@@ -12,8 +12,8 @@ import q4run
 from q4run.cli.heat_map import ExpertUse
 from q4run.cli.meter import Meter
 from q4run.cli.panel import Figures, panel
-from q4run.completion import Completion
-from q4run.sampling import Sampler, SamplingParameters
+from q4run.generation.completion import Completion
+from q4run.generation.sampler import Sampler, SamplingParameters
 
 FIGURES = Figures(
     prompt_done=24,

@@ -11,8 +11,8 @@ from commands import assert_one_error_line, invoke
 
 import q4run
 from q4run.convert import convert
+from q4run.generation.perplexity import log_softmax, measure
 from q4run.gguf_file import open_gguf
-from q4run.perplexity import log_softmax, measure
 from q4run.text.windows import cut_windows
 
 CONTEXT = 24

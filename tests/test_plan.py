@@ -19,10 +19,10 @@ from q4run.convert.preview import preview_checkpoint, preview_geometry
 from q4run.convert.types.recipe import make_recipe
 from q4run.errors import BudgetError, Error
 from q4run.experts.layout import read_layout
-from q4run.geometries import GEOMETRIES, Geometry
 from q4run.gguf_file import describe_file, open_gguf
 from q4run.kernels.formats import find_format, find_format_named
 from q4run.models import FAMILIES, read_config
+from q4run.models.shapes import GEOMETRIES, Geometry
 from q4run.planning import machine_speed
 from q4run.planning.advice import Planner, Ram, make_planner
 from q4run.planning.attention_speed import AttentionSpeed, measure_attention

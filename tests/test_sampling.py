@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from q4run.errors import Error
-from q4run.sampling import Sampler, SamplingParameters
+from q4run.generation.sampler import Sampler, SamplingParameters
 
 
 def draw(logits: Sequence[float], times: int = 1, **options: Any) -> Counter[int]:

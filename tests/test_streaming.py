@@ -12,6 +12,7 @@ import pytest
 import q4run
 from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.bench.models.traces import read_trace
+from q4run.cache.keys_values import KVCache
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
 from q4run.experts.methods import METHODS
@@ -20,7 +21,6 @@ from q4run.experts.prediction import PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.gguf_file import open_gguf
-from q4run.kv_cache import KVCache
 from q4run.models import read_config
 from q4run.transformer import Transformer
 

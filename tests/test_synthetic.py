@@ -17,9 +17,9 @@ from q4run.bench.models import synthetic
 from q4run.bench.models.geometries import GEOMETRIES
 from q4run.bench.models.random_blocks import TYPES, find_type, random_blocks
 from q4run.bench.models.synthetic import write_model
-from q4run.geometries import Geometry, tensor_shapes
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import find_format_named
+from q4run.models.shapes import Geometry, tensor_shapes
 
 LLAMA4 = Geometry(
     n_layers=4, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=512, n_expert=4, n_vocab=600

@@ -8,7 +8,7 @@ import pytest
 import q4run
 from q4run.bench.measure.speed import choose_tokens
 from q4run.bench.models.synthetic import write_model
-from q4run.geometries import Geometry
+from q4run.models.shapes import Geometry
 from q4run.timeline import (
     ATTENTION,
     COMPUTING,

@@ -30,7 +30,7 @@ from q4run.bench.view.token_times import (
     typical_token,
 )
 from q4run.cli.heat_map import ExpertUse
-from q4run.geometries import Geometry
+from q4run.models.shapes import Geometry
 from q4run.timeline import (
     ATTENTION,
     COMPUTING,
@@ -287,7 +287,7 @@ def test_a_trace_of_nothing(recording):
 
 @pytest.fixture
 def known_read_limit(monkeypatch):
-    monkeypatch.setattr("q4run.memory_limit.read_limit", lambda threads: 20e9)
+    monkeypatch.setattr("q4run.planning.memory_speed.read_limit", lambda threads: 20e9)
 
 
 def bench(*arguments: object):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import q4run
-from q4run.cores import usable_cores
+from q4run.machine.cores import usable_cores
 from q4run.memory import format_size, total_memory
 
 

@@ -24,9 +24,9 @@ from q4run.bench.measure.limits import drop_from_page_cache, inside, memory_cgro
 from q4run.bench.measure.recording import Recording
 from q4run.bench.peer import llama_cpp_speed
 from q4run.budget import INTERPRETER_ALLOWANCE
-from q4run.cores import choose_threads
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
+from q4run.machine.cores import choose_threads
 from q4run.memory import format_size
 from q4run.model import prepare_kernels
 

@@ -34,8 +34,8 @@ from q4run.bench.peer.llama_cpp_files import (
     types_of,
     with_default_alignment,
 )
-from q4run.cores import choose_threads
 from q4run.errors import Error
+from q4run.machine.cores import choose_threads
 
 
 def _measure(quantize: Callable[[], object], out: Path) -> tuple[float, float]:

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from q4run.bench.models.random_blocks import random_blocks
-from q4run.cores import usable_cores
 from q4run.kernels.formats import all_formats, find_format_named
 from q4run.kernels.formats.base import Format
 from q4run.kernels.products.activations import Int8Activations, quantize_activations
 from q4run.kernels.products.products import PRODUCT, input_record, matrix_record, run_products
 from q4run.kernels.products.strips import interleave
 from q4run.kernels.threads.pool import Pool, ThreadPool
-from q4run.memory_limit import read_limit
+from q4run.machine.cores import usable_cores
+from q4run.planning.memory_speed import read_limit
 
 _ROWS, _COLS = 4096, 2048
 _DECODE_BYTES = 256 << 20

@@ -39,7 +39,7 @@ from q4run.cli.terminal import Waiting
 from q4run.convert import convert
 from q4run.convert.calibration.collect import make_imatrix
 from q4run.errors import Error
-from q4run.perplexity import Report, measure
+from q4run.generation.perplexity import Report, measure
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.files import read_text
 from q4run.text.windows import cut_windows

@@ -27,7 +27,7 @@ from q4run.convert.types.fit import SENSITIVITY, use_of
 from q4run.convert.types.recipe import named
 from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
-from q4run.perplexity import measure
+from q4run.generation.perplexity import measure
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.files import read_text
 from q4run.text.windows import cut_windows

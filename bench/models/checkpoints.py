@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from q4run.bench.models.geometries import GEOMETRIES
 from q4run.bench.models.random_blocks import random_blocks
 from q4run.convert.vocabulary.byte_level_bpe import PRE_TOKENIZERS
-from q4run.geometries import Geometry
+from q4run.models.shapes import Geometry
 
 N_LAYERS = 4
 SHARD_BYTES = 4 * 10**9

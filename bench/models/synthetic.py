@@ -20,8 +20,8 @@ import numpy as np
 from q4run.bench.models.geometries import GEOMETRIES
 from q4run.bench.models.random_blocks import TYPES, find_type, random_blocks
 from q4run.errors import Error
-from q4run.geometries import Geometry, hyperparameters, tensor_shapes
 from q4run.gguf_file import open_gguf
+from q4run.models.shapes import Geometry, hyperparameters, tensor_shapes
 
 __all__ = ["GEOMETRIES", "Geometry", "write_model"]
 

@@ -23,8 +23,8 @@ from q4run.bench.pages.prose import code, in_words, paragraph
 from q4run.convert.preview import preview_geometry
 from q4run.convert.types.recipe import make_recipe
 from q4run.errors import Error
-from q4run.geometries import GEOMETRIES
 from q4run.memory import format_size, parse_size
+from q4run.models.shapes import GEOMETRIES
 from q4run.planning.advice import Row, make_planner
 from q4run.planning.machine_speed import Given
 

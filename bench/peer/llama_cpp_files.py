@@ -14,9 +14,9 @@ import numpy as np
 from q4run.bench.peer import llama_cpp_quantize
 from q4run.convert.calibration.imatrix import read_imatrix
 from q4run.convert.types.recipe import FILE_TYPES
-from q4run.cores import usable_cores
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
+from q4run.machine.cores import usable_cores
 
 
 def types_of(path: Path) -> dict[str, int]:

@@ -17,7 +17,7 @@ from typing import Any
 from q4run.bench.tiny_llama4.curve import curve_of
 from q4run.box import MODEL
 from q4run.gguf_file import open_gguf
-from q4run.summary import summarize
+from q4run.inspection.model import summarize
 
 CURVE = Path("bench/results/tiny-llama4-training.json")
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q4run.cores import choose_threads
 from q4run.kernels.formats import Format
 from q4run.kernels.formats.base import Scales
 from q4run.kernels.formats.quantize.error_compensation import compensate_columns
+from q4run.machine.cores import choose_threads
 
 # How much of the mean importance is added to every column's: more, and less is compensated.
 DAMPING = 0.02

@@ -17,7 +17,7 @@ from typing import BinaryIO, Self
 from q4run.convert.output.journal import Fingerprint, Journal
 from q4run.convert.output.layout import Part
 from q4run.errors import Error
-from q4run.interrupts import safe_points
+from q4run.machine.interrupts import safe_points
 
 # How often what was written is made safe against a crash: often enough that little is lost, seldom
 # enough that the disk hardly notices.

@@ -25,7 +25,7 @@ from q4run.cli.heat_map import heat_map
 from q4run.cli.terminal import note, printable, warn
 from q4run.gguf_file import open_gguf
 from q4run.memory import format_size
-from q4run.memory_limit import read_limit
+from q4run.planning.memory_speed import read_limit
 
 COLD, WARM = "cold", "warm"
 # Less of a cold run from disk than this, and something was in the page cache after all.

@@ -17,8 +17,8 @@ from q4run.cli.terminal import AnswerWriter, note, quiet_line, stderr_console, w
 from q4run.errors import Error
 
 if TYPE_CHECKING:
-    from q4run.chat import Conversation
-    from q4run.completion import Completion
+    from q4run.generation.completion import Completion
+    from q4run.generation.conversation import Conversation
 
 
 def chat(
@@ -76,7 +76,7 @@ def chat(
         prefetch=prefetch,
         trace=trace,
     ) as opened:
-        from q4run.chat import Conversation
+        from q4run.generation.conversation import Conversation
 
         if opened.template is None:
             note(f"{opened.path.name} has no chat template: it may not know how to converse.")
@@ -88,7 +88,7 @@ def chat(
 
 def _converse(conversation: Conversation, stream: TextIO, *, stats: bool) -> None:
     """Answers until the input ends or /quit. At a terminal, errors and Ctrl-C end but one turn."""
-    from q4run.chat import MessageTooLongError
+    from q4run.generation.conversation import MessageTooLongError
 
     interactive = sys.stdin.isatty() and (sys.stdout.isatty() or sys.stderr.isatty())
     stats_before = conversation.model.stats

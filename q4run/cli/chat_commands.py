@@ -13,7 +13,7 @@ from rich.text import Text
 from q4run.cli.terminal import note, printable, stderr_console, warn
 
 if TYPE_CHECKING:
-    from q4run.chat import Conversation
+    from q4run.generation.conversation import Conversation
     from q4run.model import Stats
 
 
@@ -68,7 +68,7 @@ def _system(conversation: Conversation, argument: str, stats_before: Stats) -> N
 
 
 def _save(conversation: Conversation, argument: str, stats_before: Stats) -> None:
-    from q4run.chat_file import save_chat
+    from q4run.generation.conversation_file import save_chat
 
     if not argument:
         warn("/save wants a file: /save FILE")
@@ -79,7 +79,7 @@ def _save(conversation: Conversation, argument: str, stats_before: Stats) -> Non
 
 
 def _load(conversation: Conversation, argument: str, stats_before: Stats) -> None:
-    from q4run.chat_file import load_chat
+    from q4run.generation.conversation_file import load_chat
 
     if not argument:
         warn("/load wants a file: /load FILE")

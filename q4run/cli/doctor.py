@@ -48,9 +48,9 @@ def doctor(
       q4run doctor /models --json > machine.json
     """
     # Kernels are imported here: ``q4run doctor --help`` need not wait for them.
-    from q4run.disk import describe_disk
-    from q4run.findings import find
-    from q4run.machine import describe_machine
+    from q4run.inspection.disk import describe_disk
+    from q4run.inspection.findings import find
+    from q4run.inspection.machine import describe_machine
 
     # The disk first: a path that is wrong is told at once.
     disk = describe_disk(path)

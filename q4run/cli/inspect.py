@@ -16,7 +16,7 @@ from rich.text import Text
 from q4run.cli import options
 from q4run.cli.opening import model_in_the_box
 from q4run.gguf_file import open_gguf
-from q4run.summary import summarize
+from q4run.inspection.model import summarize
 
 # Into a pipe, rows must not be folded to the 80 columns that rich assumes there.
 _PIPE_WIDTH = 200

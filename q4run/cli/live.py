@@ -17,10 +17,10 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from q4run.cli.terminal import Waiting, has_colours, stderr_console
-from q4run.interrupts import safe_points
+from q4run.machine.interrupts import safe_points
 
 if TYPE_CHECKING:
-    from q4run.completion import Completion
+    from q4run.generation.completion import Completion
     from q4run.model import Model
 
 # Gives the panel's lines for a terminal of so many columns, at most so many of them.

@@ -12,7 +12,7 @@ import psutil
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.heat_map import ExpertUse, expert_use
 from q4run.cli.panel import Figures
-from q4run.completion import Completion
+from q4run.generation.completion import Completion
 from q4run.model import Model
 
 # What "now" is: so long, and longer where fewer than two tokens came in it.

@@ -11,7 +11,7 @@ import typer
 from q4run.errors import Error
 
 if TYPE_CHECKING:
-    from q4run.sampling import SamplingParameters
+    from q4run.generation.sampler import SamplingParameters
 
 _MODEL_PANEL = "Memory and speed"
 _SAMPLING_PANEL = "Sampling"
@@ -254,7 +254,7 @@ def sampling_parameters(
     temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None
 ) -> SamplingParameters:
     """The options of the sampling panel as the sampler takes them."""
-    from q4run.sampling import SamplingParameters
+    from q4run.generation.sampler import SamplingParameters
 
     return SamplingParameters(
         temperature=temp,

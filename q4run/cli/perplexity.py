@@ -18,8 +18,8 @@ from q4run.text import DEFAULT_WINDOW
 from q4run.text.files import read_text
 
 if TYPE_CHECKING:
+    from q4run.generation.perplexity import Losses, Mean, Report
     from q4run.model import Model
-    from q4run.perplexity import Losses, Mean, Report
 
 
 def perplexity(
@@ -83,7 +83,7 @@ def perplexity(
         budgets = _share(ram_budget, [path for path in (model, base) if path])
         opened = stack.enter_context(load(model, ram_budget=budgets[0]))
         other = stack.enter_context(load(base, ram_budget=budgets[-1])) if base else None
-        from q4run.perplexity import measure
+        from q4run.generation.perplexity import measure
         from q4run.text.windows import cut_windows
 
         if other:

@@ -205,7 +205,7 @@ def plan(
     words += ["--kv-type", kv_type.value] if kv_type is not options.KVType.F16 else []
     words += ["--threads", str(threads)] if threads else []
     from q4run.cli import plan_report
-    from q4run.geometries import GEOMETRIES
+    from q4run.models.shapes import GEOMETRIES
 
     command = shlex.join(words)
     if model is not None and is_new:
@@ -234,8 +234,8 @@ def _described(
         return open_gguf(model)
     from q4run.convert.preview import preview_checkpoint, preview_geometry
     from q4run.convert.types.recipe import make_recipe
-    from q4run.geometries import GEOMETRIES
     from q4run.models import FAMILIES
+    from q4run.models.shapes import GEOMETRIES
 
     types = make_recipe(type_name, expert_type, recipe, ())
     if geometry is None:

@@ -16,7 +16,7 @@ from q4run.cli.terminal import AnswerWriter, note, quiet_line
 from q4run.text.files import decode_text, read_text
 
 if TYPE_CHECKING:
-    from q4run.completion import Completion
+    from q4run.generation.completion import Completion
     from q4run.model import Model
 
 
@@ -89,8 +89,8 @@ def run(
         prefetch=prefetch,
         trace=trace,
     ) as opened:
-        from q4run.completion import Completion
-        from q4run.sampling import Sampler
+        from q4run.generation.completion import Completion
+        from q4run.generation.sampler import Sampler
 
         ids = _tokenize(opened, text, system, raw)
         completion = Completion(opened, ids, Sampler(parameters), tokens)

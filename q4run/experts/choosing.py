@@ -18,7 +18,7 @@ from pathlib import Path
 from q4run.errors import Error
 from q4run.experts.filling import MOST_READERS, N_READERS, PIECE_BYTES
 from q4run.experts.methods import METHODS
-from q4run.notes import FOLDER, add_notes, counts_still, now, read_notes
+from q4run.machine.notes import FOLDER, add_notes, counts_still, now, read_notes
 
 AUTO = "auto"
 # What each disk gave, by the number of its device: bytes per second by candidate, and when.

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from q4run.cores import usable_cores
 from q4run.experts.layout import ExpertLayout, ExpertMatrix
 from q4run.experts.methods import ReadMethod
 from q4run.kernels.formats import Format
 from q4run.kernels.products.strips import ROWS, conversion_bytes, padded_rows, to_strips
+from q4run.machine.cores import usable_cores
 
 # More than one, for a disk has more than one read under way, and readers interleave besides. Few
 # cores have the computation to do, and a slow disk gains nothing (docs/experiments.md).

@@ -5,7 +5,7 @@ from collections.abc import Set
 import numpy as np
 
 from q4run.experts.policies import Key, Policy
-from q4run.huge_pages import empty_bytes, give_back
+from q4run.machine.huge_pages import empty_bytes, give_back
 
 
 class Slots:

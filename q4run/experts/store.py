@@ -27,7 +27,7 @@ from q4run.experts.readers import Fill, Readers
 from q4run.experts.request import Request
 from q4run.experts.slots import Slots
 from q4run.experts.trace import TraceWriter
-from q4run.memory_watch import MemoryWatch
+from q4run.machine.memory_watch import MemoryWatch
 from q4run.timeline import READ, Span, Timeline
 
 # How many experts may be read before they are asked for: these, twice as many where there are slots

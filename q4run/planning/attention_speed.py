@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from q4run.cache.keys_values import KV_TYPES
 from q4run.kernels.attention.attend import attend
 from q4run.kernels.attention.kv_values import row_length
 from q4run.kernels.threads.pool import Pool
-from q4run.kv_cache import KV_TYPES
 from q4run.models.config import ModelConfig
 from q4run.planning.timing import median_seconds
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q4run.huge_pages import empty_bytes
 from q4run.kernels.formats import Format
 from q4run.kernels.products.activations import Int8Activations, quantize_activations
 from q4run.kernels.products.products import PRODUCT, input_record, matrix_record, run_products
 from q4run.kernels.products.strips import ROWS, interleave
 from q4run.kernels.threads.pool import Pool, ThreadPool
+from q4run.machine.huge_pages import empty_bytes
 from q4run.planning.fill_speed import measure_filling, some_rows
 from q4run.planning.timing import median_seconds, seconds_of
 

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import psutil
 
-from q4run.cores import choose_threads, usable_cores
 from q4run.errors import Error
 from q4run.experts.choosing import best_candidate, is_measurable, known_speeds, remembered_speeds
 from q4run.kernels.compiling.compile import CACHE_FOLDER
 from q4run.kernels.formats import Format
 from q4run.kernels.threads.pool import ThreadPool
-from q4run.memory_limit import read_limit
+from q4run.machine.cores import choose_threads, usable_cores
+from q4run.machine.notes import FOLDER, add_notes, counts_still, now, read_notes
 from q4run.models.config import ModelConfig
-from q4run.notes import FOLDER, add_notes, counts_still, now, read_notes
 from q4run.planning.attention_speed import AttentionSpeed, measure_attention
 from q4run.planning.kernel_speed import KernelSpeed, measure_kernels
+from q4run.planning.memory_speed import read_limit
 
 Progress = Callable[[str, int, int], None]
 

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from q4run.cache.keys_values import cache_bytes
 from q4run.experts.layout import ExpertLayout
 from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.kernels.formats import find_format
 from q4run.kernels.products.strips import padded_rows
-from q4run.kv_cache import cache_bytes
 from q4run.models.config import LayerConfig, ModelConfig
 
 

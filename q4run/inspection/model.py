@@ -8,9 +8,9 @@ from typing import Any
 
 from gguf import LlamaFileType
 
-from q4run.attention_facts import attention_facts
 from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile, TensorInfo
+from q4run.inspection.attention import attention_facts
 from q4run.models import FAMILIES
 
 EXPERTS = "experts"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q4run.kv_cache import KVCache
-from q4run.sampling import Sampler
+from q4run.cache.keys_values import KVCache
+from q4run.generation.sampler import Sampler
 from q4run.transformer import Consumer, Transformer
 
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from q4run.chat import Exchange
 from q4run.errors import Error, FormatError
+from q4run.generation.conversation import Exchange
 
 _KIND = "q4run conversation"
 _MOST_BYTES = 16_000_000

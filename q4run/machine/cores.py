@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 
-from q4run.cgroups import cgroups
 from q4run.errors import Error
+from q4run.machine.cgroups import cgroups
 
 
 def usable_cores() -> int:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
-from q4run.completion import Completion, Finish
 from q4run.errors import Error
+from q4run.generation.completion import Completion, Finish
+from q4run.generation.sampler import Sampler, SamplingParameters
 from q4run.model import Model
-from q4run.sampling import Sampler, SamplingParameters
 from q4run.text.chat_template import PLAIN_STOP, PLAIN_TEMPLATE, ChatTemplate
 
 # A turn fits if this share of the context is left for the answer.

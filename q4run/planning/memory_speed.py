@@ -1,6 +1,6 @@
 """How fast this machine can read memory: what decoding, which reads every weight, cannot exceed.
 
-python -m q4run.memory_limit
+python -m q4run.planning.memory_speed
 """
 
 import os

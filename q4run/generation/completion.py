@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 from q4run.errors import Error
+from q4run.generation.sampler import Sampler
 from q4run.model import Model, Stats
-from q4run.sampling import Sampler
 from q4run.text.stream import TextStream
 
 

@@ -1,0 +1,1 @@
+"""What a conversation keeps: keys and values, layer by layer."""

@@ -1,0 +1,1 @@
+"""What people are told about a machine and about a model file."""

@@ -1,0 +1,1 @@
+"""The machine that the runtime obeys: cores, memory, limits, Ctrl-C."""
