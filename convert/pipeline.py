@@ -33,7 +33,8 @@ from q4run.convert.types.ternary import ternary_notes
 from q4run.convert.widen import BFLOAT16, largest_bfloat, transpose_columns, widen
 from q4run.errors import Error
 from q4run.machine.cores import choose_threads
-from q4run.memory import available_memory, format_size
+from q4run.machine.memory import available_memory
+from q4run.sizes import format_size
 
 DEFAULT_RAM_SHARE = 4
 # What a tokenizer's file takes, per byte, while it is parsed and once it is GGUF keys (measured

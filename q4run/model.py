@@ -29,9 +29,10 @@ from q4run.gguf_file import GGUFFile, open_gguf
 from q4run.kernels.formats import Format, find_format
 from q4run.kernels.prepare import prepare
 from q4run.machine.cores import choose_threads
-from q4run.memory import available_memory, parse_size, peak_rss, total_memory
+from q4run.machine.memory import available_memory, peak_rss, total_memory
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
+from q4run.sizes import parse_size
 from q4run.text.chat_template import ChatTemplate, load_chat_template
 from q4run.text.stream import TextStream
 from q4run.text.tokenizer import Tokenizer, load_tokenizer

@@ -24,9 +24,9 @@ from q4run.bench.pages import bench_runs
 from q4run.bench.pages.results_pages import PAGES
 from q4run.bench.peer import llama_cpp_speed
 from q4run.budget import INTERPRETER_ALLOWANCE
-from q4run.memory import format_size
 from q4run.models.shapes import Geometry
 from q4run.planning import memory_speed as memory_limit
+from q4run.sizes import format_size
 
 KEYS = {
     "model": str,

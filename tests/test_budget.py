@@ -25,10 +25,10 @@ from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import find_format_named
 from q4run.machine.huge_pages import Blocks
-from q4run.memory import parse_size
 from q4run.mixture_of_experts import MixtureOfExperts
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
+from q4run.sizes import parse_size
 from q4run.transformer import Transformer
 from q4run.workspace import workspace_bytes
 

@@ -201,7 +201,7 @@ def test_an_interrupted_conversion_leaves_nothing(number, status, large, tmp_pat
 MEMORY_PROGRAM = """
 import sys, psutil
 from q4run.convert import convert
-from q4run.memory import peak_rss
+from q4run.machine.memory import peak_rss
 held = psutil.Process().memory_info().rss
 limit = held + 130 * 10**6  # of which compiled code takes 50
 convert(sys.argv[1], sys.argv[2], type="bf16", max_ram=limit)

@@ -7,9 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from q4run import memory
 from q4run.errors import Error
-from q4run.memory import available_memory, format_size, parse_size, total_memory
+from q4run.machine import memory
+from q4run.machine.memory import available_memory, total_memory
+from q4run.sizes import format_size, parse_size
 
 GIB = 2**30
 
@@ -297,7 +298,7 @@ def test_this_machine():
 def test_peak_rss_remembers_the_highest():
     code = (
         "import numpy as np\n"
-        "from q4run.memory import peak_rss\n"
+        "from q4run.machine.memory import peak_rss\n"
         "before = peak_rss()\n"
         "array = np.ones(60_000_000, np.uint8)\n"
         "del array\n"

@@ -38,8 +38,8 @@ from q4run.bench.models.traces import read_trace
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
-from q4run.memory import format_size
 from q4run.models.shapes import Geometry
+from q4run.sizes import format_size
 
 N_MOE_LAYERS, N_EXPERT = 2, 8
 EXPERT_BYTES = 3 * 128 * 256 * 34 // 32

@@ -4,7 +4,8 @@ import argparse
 import math
 
 from q4run.errors import Error
-from q4run.memory import parse_size, total_memory
+from q4run.machine.memory import total_memory
+from q4run.sizes import parse_size
 
 
 def positive(word: str) -> float:

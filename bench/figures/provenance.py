@@ -14,7 +14,8 @@ from typing import Any
 
 import q4run
 from q4run.machine.cores import usable_cores
-from q4run.memory import format_size, total_memory
+from q4run.machine.memory import total_memory
+from q4run.sizes import format_size
 
 
 def provenance(command: str, peer: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ from q4run.bench.figures.tables import console
 from q4run.bench.models.checkpoints import write_checkpoint
 from q4run.errors import Error
 from q4run.kernels.formats import find_format_named
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 # Allocators keep a little, and the kernel counts pages a moment late.
 ALLOWED_OVER = 1.15

@@ -27,8 +27,8 @@ from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
 from q4run.machine.cores import choose_threads
-from q4run.memory import format_size
 from q4run.model import prepare_kernels
+from q4run.sizes import format_size
 
 Q4RUN = "q4run"
 PLAIN = "q4run, pread + LRU"

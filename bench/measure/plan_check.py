@@ -32,9 +32,9 @@ from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
-from q4run.memory import format_size
 from q4run.planning.advice import Planner, Ram, make_planner
 from q4run.planning.machine_speed import Given
+from q4run.sizes import format_size
 
 # What the README promises: within this, of the measurement.
 DECODE_WITHIN, MEMORY_WITHIN = 0.25, 0.05

@@ -38,7 +38,7 @@ from q4run.errors import Error
 from q4run.experts.methods import METHODS
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 
 def main(words: list[str] | None = None) -> None:

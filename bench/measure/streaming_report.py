@@ -20,7 +20,7 @@ from q4run.bench.figures.tables import markdown_table, number, over, percent, th
 from q4run.bench.measure.compare import PLAIN, Q4RUN
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.terminal import printable
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from q4run.bench.figures.figures import Figures
 from q4run.bench.figures.stored import Record, Results
 from q4run.bench.figures.tables import markdown_table, number, over, percent, span, threads_of
 from q4run.errors import Error
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 SMALL_SCOUT = "speed-small-scout-"
 SCOUT = "scout-109b-"

@@ -23,10 +23,10 @@ from q4run.bench.pages.prose import code, in_words, paragraph
 from q4run.convert.preview import preview_geometry
 from q4run.convert.types.recipe import make_recipe
 from q4run.errors import Error
-from q4run.memory import format_size, parse_size
 from q4run.models.shapes import GEOMETRIES
 from q4run.planning.advice import Row, make_planner
 from q4run.planning.machine_speed import Given
+from q4run.sizes import format_size, parse_size
 
 MODELS = {"scout": "Scout, 109 B", "maverick": "Maverick, 400 B"}
 TYPES = ("q4_0", "q2_k", "tq2_0", "tq1_0")

@@ -19,7 +19,7 @@ from q4run.bench.pages.readme_streaming import streaming_block
 from q4run.bench.pages.recipes import preparation
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.errors import Error
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 
 def _first_start(results: Results) -> list[str]:

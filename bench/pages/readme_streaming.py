@@ -14,7 +14,7 @@ from q4run.bench.measure.streaming_report import Case, Report
 from q4run.bench.pages.prose import paragraph
 from q4run.bench.pages.results_pages import SLICE, SLICE_2048, decoding_reads, read_streaming
 from q4run.budget import INTERPRETER_ALLOWANCE
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 _TEXT = """
 With less memory than the model takes: a 6-layer slice of Scout's own geometry in Q4_0, 7.5 GB,

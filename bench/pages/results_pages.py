@@ -14,7 +14,7 @@ from q4run.bench.pages import bench_runs
 from q4run.bench.pages.prose import code, paragraph
 from q4run.bench.pages.recipes import preparation
 from q4run.bench.tiny_llama4 import curve
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 SLICE = "streaming-scout-slice"
 SLICE_2048 = f"{SLICE}-2048"

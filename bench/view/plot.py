@@ -19,7 +19,7 @@ from q4run.bench.figures.tables import number
 from q4run.bench.measure.recording import Recording
 from q4run.bench.view.token_times import spans_of, token_seconds, typical_token
 from q4run.errors import Error
-from q4run.memory import format_size
+from q4run.sizes import format_size
 from q4run.timeline import ATTENTION, EMBEDDING, EXPERTS, FEED_FORWARD, HEAD, READ, WAIT
 
 _COLOURS = {

@@ -9,7 +9,7 @@ from rich.text import Text
 from q4run.bench.figures.tables import number, percent
 from q4run.bench.measure.recording import Recording
 from q4run.bench.view.token_times import Times, added_up, in_groups, times_of, typical_token
-from q4run.memory import format_size
+from q4run.sizes import format_size
 from q4run.timeline import NO_LAYER, READ, WAIT
 
 # What the computing thread does: a figure of ``Times``, its name, character and colour.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from q4run.errors import Error
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 
 class Arrays:

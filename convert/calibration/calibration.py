@@ -24,8 +24,8 @@ from q4run.convert.calibration.weights import Weights
 from q4run.convert.tensors import OutputTensor, Role
 from q4run.errors import BudgetError
 from q4run.kernels.formats import Format
-from q4run.memory import format_size
 from q4run.models.config import ModelConfig
+from q4run.sizes import format_size
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _ROUTER = "ffn_gate_inp"

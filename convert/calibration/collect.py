@@ -14,9 +14,10 @@ from q4run.convert.calibration.weights import FileWeights
 from q4run.convert.calibration.windows import read_windows
 from q4run.errors import BudgetError, Error
 from q4run.gguf_file import GGUFFile, open_gguf
-from q4run.memory import available_memory, format_size
+from q4run.machine.memory import available_memory
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
+from q4run.sizes import format_size
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.tokenizer import load_tokenizer
 

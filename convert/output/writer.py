@@ -11,7 +11,7 @@ from q4run.convert.output.layout import Part
 from q4run.convert.output.outputs import Outputs, ResumableFiles
 from q4run.convert.output.stream import BlockPlan, stream_tensors
 from q4run.errors import Error
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Progress = Callable[[int, int], None]

@@ -20,7 +20,7 @@ from q4run.convert.types.recipe import first_that_fits, is_vector, named
 from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
 from q4run.kernels.formats import Format
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 CANDIDATES = ("f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "q2_k", "q4_0", "iq4_nl")
 # Where the routed experts are ternary already, these lose nothing.

@@ -134,7 +134,7 @@ def _answer(conversation: Conversation, message: str, stream: TextIO, *, stats: 
 
 
 def _facts(completion: Completion) -> Iterator[str]:
-    from q4run.memory import format_size
+    from q4run.sizes import format_size
 
     if completion.finish == "interrupted" and not completion.text:
         yield "stopped before the answer began; the message is taken back"

@@ -96,7 +96,7 @@ def _exchanges(conversation: Conversation) -> str:
 
 
 def _stats(conversation: Conversation, argument: str, stats_before: Stats) -> None:
-    from q4run.memory import format_size
+    from q4run.sizes import format_size
 
     model = conversation.model
     stats, plan = model.stats - stats_before, model.plan

@@ -20,7 +20,8 @@ from q4run.cli.convert_summary import print_summary
 from q4run.cli.progress import progress_bar
 from q4run.cli.terminal import note
 from q4run.errors import Error
-from q4run.memory import parse_size, total_memory
+from q4run.machine.memory import total_memory
+from q4run.sizes import parse_size
 
 _TYPES = (
     "f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, mxfp4, q3_k,"

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from q4run.cli.terminal import note, one_line, stderr_console
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 if TYPE_CHECKING:
     from q4run.convert import Summary

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from q4run.cli.private import without_names
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 _WIDTH = 80
 _POOL = "q4run's own pool (numba's threading layers are not used)"

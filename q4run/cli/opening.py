@@ -79,7 +79,7 @@ _FIRST_TIME = "compiling kernels (first time on this machine only)"
 
 
 def _say_what_was_chosen(model: Model) -> None:
-    from q4run.memory import format_size
+    from q4run.sizes import format_size
 
     plan, config = model.plan, model.config
     n_experts = max((layer.moe.n_expert for layer in config.layers if layer.moe), default=0)

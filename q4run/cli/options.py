@@ -52,7 +52,7 @@ class KVType(StrEnum):
 def check_size(text: str | None) -> str | None:
     """Refuses, as wrong usage, an option's value that is not a size."""
     if text is not None:
-        from q4run.memory import parse_size
+        from q4run.sizes import parse_size
 
         try:
             parse_size(text, total=1 << 40)

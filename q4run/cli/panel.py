@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import set_cell_size
 
 from q4run.cli.heat_map import ExpertUse, Line, compact_map, joined, line_width
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 _BAR_WIDTH = 16
 _LEAST_MAP = 3  # lines of a map and its legend: with fewer, there are figures only

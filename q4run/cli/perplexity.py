@@ -109,7 +109,8 @@ def _share(ram_budget: str | None, paths: list[Path]) -> list[str | None]:
     if ram_budget is None or len(paths) < 2:
         return [ram_budget]
     from q4run.gguf_file import open_gguf
-    from q4run.memory import parse_size, total_memory
+    from q4run.machine.memory import total_memory
+    from q4run.sizes import parse_size
 
     sizes = [sum(part.stat().st_size for part in open_gguf(path).parts) for path in paths]
     budget = parse_size(ram_budget, total_memory())

@@ -13,7 +13,8 @@ from q4run.cli import options
 from q4run.cli.opening import model_in_the_box
 from q4run.cli.terminal import Waiting
 from q4run.errors import Error
-from q4run.memory import parse_size, total_memory
+from q4run.machine.memory import total_memory
+from q4run.sizes import parse_size
 
 if TYPE_CHECKING:
     from q4run.gguf_file import GGUFFile

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.cli.terminal import printable
-from q4run.memory import format_size
 from q4run.planning.advice import Planner, Row
 from q4run.planning.forecast import Speed
+from q4run.sizes import format_size
 
 _BUSY = 0.2  # of the processor
 _WORTH_SAYING = 0.97  # slower than so

@@ -135,7 +135,7 @@ def _tokenize(model: Model, text: str, system: str | None, raw: bool) -> list[in
 
 
 def _facts(completion: Completion) -> list[str]:
-    from q4run.memory import format_size
+    from q4run.sizes import format_size
 
     stats, n_tokens = completion.stats, len(completion.tokens)
     facts = [f"prompt {stats.prompt_tokens} tokens"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from q4run.file_systems import COMPRESSED, IN_MEMORY, NETWORKED, OVERLAY, USER_SPACE
-from q4run.memory import format_size
+from q4run.sizes import format_size
 
 # A disk slower than a SATA SSD; memory too short for any model worth streaming; swap in real use.
 SLOW_DISK_BYTES_S = 400 * 10**6

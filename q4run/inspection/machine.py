@@ -13,7 +13,7 @@ from q4run.inspection.kernel_cache import describe_kernel_cache
 from q4run.inspection.power import describe_power
 from q4run.kernels.compiling.target import TARGET, available_targets, host_features
 from q4run.machine.cores import choose_threads, cpu_quota, usable_cores
-from q4run.memory import available_memory, total_memory
+from q4run.machine.memory import available_memory, total_memory
 
 # What the SIMD targets look for, or would gain from.
 _FEATURES = ("avx2", "fma", "f16c", "avx512vl", "avx512vnni", "neon", "dotprod", "i8mm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from q4run.memory import reclaimable_headroom, total_memory
+from q4run.machine.memory import reclaimable_headroom, total_memory
 
 _EVERY_S = 1.0
 # What is left to others at the least.

@@ -17,12 +17,13 @@ from q4run.budget import (
 from q4run.errors import BudgetError
 from q4run.experts.layout import ExpertLayout, read_layout
 from q4run.gguf_file import GGUFFile, TensorInfo
-from q4run.memory import available_memory, format_size, total_memory
+from q4run.machine.memory import available_memory, total_memory
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
 from q4run.planning.forecast import DEFAULT_PROMPT, Forecast, forecast
 from q4run.planning.machine_speed import Given, MachineSpeed, Progress, find_speeds
 from q4run.planning.work import Work, count_work
+from q4run.sizes import format_size
 from q4run.weights import format_of
 
 # A machine that one does not have: what its system and other programs take.

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numba
 import numpy as np
 
-from q4run.memory import available_memory
+from q4run.machine.memory import available_memory
 
 # Far above the last cache of any processor of a small machine.
 _N_BYTES = 512 << 20
