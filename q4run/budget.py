@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from q4run.cache.keys_values import cache_bytes
+from q4run.disk.speed import MOST_READERS
 from q4run.errors import BudgetError
-from q4run.experts.filling import MOST_READERS, reader_bytes
+from q4run.experts.filling import reader_bytes
 from q4run.experts.layout import ExpertLayout
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import find_format

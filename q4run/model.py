@@ -15,10 +15,10 @@ import numpy as np
 
 from q4run.budget import DEFAULT_CONTEXT, MemoryPlan, plan_memory
 from q4run.cache.keys_values import KV_TYPES, KVCache
+from q4run.disk.auto import choose_method
+from q4run.disk.methods import METHODS
 from q4run.errors import Error
-from q4run.experts.choosing import choose_method
 from q4run.experts.layout import read_layout
-from q4run.experts.methods import METHODS
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
 from q4run.experts.store import ExpertStore

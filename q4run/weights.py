@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from q4run.disk.read_at import read_at
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.kernels.formats import Format, all_formats, find_format
 from q4run.kernels.products.products import matrix_record
 from q4run.kernels.products.strips import ROWS, padded_rows, to_strips
 from q4run.machine.huge_pages import Blocks
-from q4run.read_at import read_at
 
 _READ_BYTES = 1 << 20
 # So many embeddings are read at a time: on its way to float32 a value takes up to 16 bytes.

@@ -17,10 +17,11 @@ from q4run import workspace as workspace_module
 from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, MemoryPlan, plan_memory
 from q4run.cache.keys_values import KVCache
+from q4run.disk.methods import METHODS
+from q4run.disk.speed import N_READERS
 from q4run.errors import BudgetError
-from q4run.experts.filling import N_READERS, buffer_bytes
+from q4run.experts.filling import buffer_bytes
 from q4run.experts.layout import ExpertLayout, read_layout
-from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import find_format_named

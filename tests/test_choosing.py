@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from q4run.disk import auto, speed
+from q4run.disk.auto import Choice, choose_method
+from q4run.disk.speed import _DEEPER as DEEPER
+from q4run.disk.speed import MOST_READERS, N_READERS, measure
 from q4run.errors import Error
-from q4run.experts import choosing
-from q4run.experts.choosing import _DEEPER as DEEPER
-from q4run.experts.choosing import Choice, choose_method, measure
-from q4run.experts.filling import MOST_READERS, N_READERS
 
 
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> Path:
     """A file of 64 pieces of 4 kB, and notes that are this test's own."""
-    monkeypatch.setattr(choosing, "PIECE_BYTES", 4096)
-    monkeypatch.setattr(choosing, "FEWEST_BYTES", 64 * 4096)
-    monkeypatch.setattr(choosing, "_NOTES", tmp_path / "cache" / "disks.json")
+    monkeypatch.setattr(speed, "PIECE_BYTES", 4096)
+    for module in (auto, speed):
+        monkeypatch.setattr(module, "FEWEST_BYTES", 64 * 4096)
+    monkeypatch.setattr(speed, "_NOTES", tmp_path / "cache" / "disks.json")
     path = tmp_path / "model.gguf"
     with path.open("wb") as file:
         file.write(np.random.default_rng(0).bytes(64 * 4096))
@@ -39,7 +40,7 @@ def speeds(monkeypatch):
         calls.append(paths)
         return dict(made)
 
-    monkeypatch.setattr(choosing, "measure", measured)
+    monkeypatch.setattr(speed, "measure", measured)
     return made, calls
 
 
@@ -100,11 +101,11 @@ def test_more_threads_read_where_that_is_much_faster(model, speeds, deeper, n_re
 )  # fmt: skip
 def test_notes_that_are_broken_are_made_anew(model, speeds, notes):
     device = f"{model.stat().st_dev:x}"
-    choosing._NOTES.parent.mkdir()
-    choosing._NOTES.write_text(notes.replace("DEVICE", device))
+    speed._NOTES.parent.mkdir()
+    speed._NOTES.write_text(notes.replace("DEVICE", device))
     choose_method("auto", [model], False, 0)
     assert len(speeds[1]) == 1
-    known = json.loads(choosing._NOTES.read_text())
+    known = json.loads(speed._NOTES.read_text())
     assert known[device].pop("when") == pytest.approx(time.time(), abs=60)
     assert known[device] == {"direct": 2e9, "pread": 1e9, DEEPER: 2e9}
     assert ("0" in known) == notes.startswith('{"0"')  # what is known of other disks stays
@@ -114,25 +115,25 @@ def test_what_was_measured_is_asked_again_the_next_day(model, speeds, monkeypatc
     choose_method("auto", [model], False, 0)
     now = time.time()
     for later, n_measured in [(23 * 3600, 1), (25 * 3600, 2), (26 * 3600, 2), (-3600, 3)]:
-        monkeypatch.setattr(choosing.time, "time", lambda later=later: now + later)
+        monkeypatch.setattr(speed.time, "time", lambda later=later: now + later)
         choose_method("auto", [model], False, 0)
         assert len(speeds[1]) == n_measured
 
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="this system does not tell")
 def test_what_stays_in_the_page_cache_is_not_measured(model, monkeypatch):
-    monkeypatch.setattr(choosing.os, "posix_fadvise", lambda *arguments: None)
+    monkeypatch.setattr(speed.os, "posix_fadvise", lambda *arguments: None)
     model.read_bytes()
     assert set(measure([model], seconds=0.01).values()) == {0.0}
     choice = choose_method("auto", [model], False, 0)
     assert choice.method == "direct"
     assert "could not be measured" in choice.reason
-    assert not choosing._NOTES.exists()
+    assert not speed._NOTES.exists()
 
 
 def test_where_nothing_can_be_noted_each_start_measures(model, speeds, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(choosing, "_NOTES", tmp_path / "file" / "disks.json")
+    monkeypatch.setattr(speed, "_NOTES", tmp_path / "file" / "disks.json")
     for _ in range(2):
         assert choose_method("auto", [model], False, 0).method == "direct"
     assert len(speeds[1]) == 2
@@ -161,8 +162,8 @@ def test_measuring_reads_the_largest_file(model, tmp_path, monkeypatch):
         def close(self):
             read.append("closed")
 
-    monkeypatch.setattr(choosing, "METHODS", {"direct": Noting, "pread": Noting})
-    monkeypatch.setattr(choosing, "_is_cached", lambda file, offset: False)
+    monkeypatch.setattr(speed, "METHODS", {"direct": Noting, "pread": Noting})
+    monkeypatch.setattr(speed, "_is_cached", lambda file, offset: False)
     speeds = measure([small, model], seconds=60)
     assert set(speeds) == {"direct", "pread", DEEPER}
     assert all(speed > 0 for speed in speeds.values())
@@ -173,7 +174,7 @@ def test_measuring_reads_the_largest_file(model, tmp_path, monkeypatch):
 
 
 def test_measuring_a_real_file_takes_the_time_it_is_given(model, monkeypatch):
-    monkeypatch.setattr(choosing, "_is_cached", lambda file, offset: False)
+    monkeypatch.setattr(speed, "_is_cached", lambda file, offset: False)
     speeds = measure([model], seconds=0.01)
     assert all(speed > 0 for speed in speeds.values())
 
@@ -189,7 +190,7 @@ def test_a_file_that_shrinks_meanwhile_is_an_error(model, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(choosing, "METHODS", {"direct": Shrunk, "pread": Shrunk})
-    monkeypatch.setattr(choosing, "_is_cached", lambda file, offset: False)
+    monkeypatch.setattr(speed, "METHODS", {"direct": Shrunk, "pread": Shrunk})
+    monkeypatch.setattr(speed, "_is_cached", lambda file, offset: False)
     with pytest.raises(Error, match=r"cannot be read: .*shorter"):
         choose_method("auto", [model], False, 0)

@@ -13,8 +13,8 @@ from commands import assert_one_error_line, invoke
 from gguf_builder import Builder
 
 from q4run.cli.private import without_names
+from q4run.disk.speed import FEWEST_BYTES
 from q4run.errors import Error, FormatError
-from q4run.experts.choosing import FEWEST_BYTES
 from q4run.inspection.disk import describe_disk
 from q4run.inspection.findings import find
 from q4run.inspection.kernel_cache import describe_kernel_cache

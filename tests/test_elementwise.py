@@ -177,7 +177,7 @@ import numpy as np
 from numba.core.registry import CPUDispatcher
 from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.experts.layout import read_layout
-from q4run.experts.methods import METHODS
+from q4run.disk.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import open_gguf
 from q4run.kernels.formats import find_format

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from expert_files import F32, IQ2_XXS, Experts, fetch, made_up_config, memory_at, moe
 
+from q4run.disk.methods import METHODS
+from q4run.disk.speed import N_READERS
 from q4run.errors import FormatError
 from q4run.experts import filling
-from q4run.experts.filling import N_READERS, buffer_bytes, cut_into_pieces, reader_bytes
+from q4run.experts.filling import buffer_bytes, cut_into_pieces, reader_bytes
 from q4run.experts.layout import ExpertLayout, ExpertMatrix, read_layout
-from q4run.experts.methods import METHODS
 from q4run.experts.policies import LeastRecentlyUsed
 from q4run.experts.slots import Slots
 from q4run.experts.store import ExpertStore

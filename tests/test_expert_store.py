@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from expert_files import Experts, fetch
 
+from q4run.disk.methods import METHODS, ReadMethod
+from q4run.disk.speed import N_READERS
 from q4run.errors import Error
 from q4run.experts import filling
 from q4run.experts import readers as readers_module
 from q4run.experts import store as store_module
-from q4run.experts.filling import N_READERS, cut_into_pieces
-from q4run.experts.methods import METHODS, ReadMethod
+from q4run.experts.filling import cut_into_pieces
 from q4run.experts.policies import DEFAULT_CACHE
 from q4run.experts.store import ExpertStore
 

@@ -11,9 +11,9 @@ import pytest
 from q4run import transformer
 from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.cache.keys_values import KV_TYPES, KVCache, LayerCache, cache_bytes, layer_capacity
+from q4run.disk.methods import METHODS
 from q4run.errors import Error, UnsupportedError
 from q4run.experts.layout import read_layout
-from q4run.experts.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.generation.session import Session
 from q4run.gguf_file import open_gguf

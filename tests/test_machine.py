@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from q4run.disk.file_systems import file_system_of, takes_direct_reads, traits_of
 from q4run.errors import Error
-from q4run.file_systems import file_system_of, takes_direct_reads, traits_of
 from q4run.inspection.gpus import describe_gpus, parse_nvidia_smi
 from q4run.inspection.power import describe_power
 from q4run.machine.cores import choose_threads, cpu_quota

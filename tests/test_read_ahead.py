@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from expert_files import Experts, fetch
 
+from q4run.disk.speed import N_READERS
 from q4run.errors import Error
 from q4run.experts import filling
 from q4run.experts import store as store_module
-from q4run.experts.filling import N_READERS
 from q4run.experts.readers import Fill, Readers
 from q4run.experts.store import ExpertStore
 

@@ -13,9 +13,9 @@ import q4run
 from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.bench.models.traces import read_trace
 from q4run.cache.keys_values import KVCache
+from q4run.disk.methods import METHODS
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
-from q4run.experts.methods import METHODS
 from q4run.experts.policies import POLICIES
 from q4run.experts.prediction import PREFETCH
 from q4run.experts.store import ExpertStore

@@ -36,7 +36,7 @@ from q4run.bench.measure.streaming_report import (
 from q4run.bench.models.synthetic import write_model
 from q4run.bench.models.traces import read_trace
 from q4run.budget import INTERPRETER_ALLOWANCE
-from q4run.experts.methods import METHODS
+from q4run.disk.methods import METHODS
 from q4run.experts.store import ExpertStore
 from q4run.models.shapes import Geometry
 from q4run.sizes import format_size

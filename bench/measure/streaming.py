@@ -34,8 +34,8 @@ from q4run.bench.measure.streaming_report import Case, Report, json_of, markdown
 from q4run.cache.keys_values import KV_TYPES
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting, warn
+from q4run.disk.methods import METHODS
 from q4run.errors import Error
-from q4run.experts.methods import METHODS
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
 from q4run.sizes import format_size

@@ -7,9 +7,9 @@ import numpy as np
 
 from q4run.convert.tensors import OutputTensor
 from q4run.convert.widen import float_values
+from q4run.disk.read_at import read_at
 from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile, TensorInfo
-from q4run.read_at import read_at
 from q4run.weights import format_of
 
 # A matrix is widened to float32 band by band: on their way values take several times their size.

@@ -11,18 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from q4run.disk.methods import ReadMethod
+from q4run.disk.speed import PIECE_BYTES
 from q4run.experts.layout import ExpertLayout, ExpertMatrix
-from q4run.experts.methods import ReadMethod
 from q4run.kernels.formats import Format
 from q4run.kernels.products.strips import ROWS, conversion_bytes, padded_rows, to_strips
-from q4run.machine.cores import usable_cores
 
-# More than one, for a disk has more than one read under way, and readers interleave besides. Few
-# cores have the computation to do, and a slow disk gains nothing (docs/experiments.md).
-N_READERS = 4 if usable_cores() <= 4 else 8
-MOST_READERS = 2 * N_READERS  # where the disk was measured to gain by it
-# One read is at most about this long: several threads share a large expert.
-PIECE_BYTES = 1 << 20
 _WIDEST_ALIGNMENT = 4096
 
 

@@ -11,16 +11,10 @@ from queue import Empty
 
 import numpy as np
 
-from q4run.experts.filling import (
-    MOST_READERS,
-    N_READERS,
-    PIECE_BYTES,
-    Filler,
-    Piece,
-    cut_into_pieces,
-)
+from q4run.disk.methods import ReadMethod
+from q4run.disk.speed import MOST_READERS, N_READERS, PIECE_BYTES
+from q4run.experts.filling import Filler, Piece, cut_into_pieces
 from q4run.experts.layout import ExpertLayout
-from q4run.experts.methods import ReadMethod
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES, Key
 from q4run.experts.prediction import DEFAULT_PREFETCH, Prediction
 from q4run.experts.readers import Fill, Readers

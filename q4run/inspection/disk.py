@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from q4run.disk.file_systems import IN_MEMORY, file_system_of, takes_direct_reads
+from q4run.disk.speed import FEWEST_BYTES, measure
 from q4run.errors import Error
-from q4run.experts.choosing import FEWEST_BYTES, measure
-from q4run.file_systems import IN_MEMORY, file_system_of, takes_direct_reads
 from q4run.gguf_file import open_gguf
 
 _BLOCK_BYTES = 512  # the unit of st_blocks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from q4run.file_systems import COMPRESSED, IN_MEMORY, NETWORKED, OVERLAY, USER_SPACE
+from q4run.disk.file_systems import COMPRESSED, IN_MEMORY, NETWORKED, OVERLAY, USER_SPACE
 from q4run.sizes import format_size
 
 # A disk slower than a SATA SSD; memory too short for any model worth streaming; swap in real use.

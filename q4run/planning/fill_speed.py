@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from q4run.experts.filling import N_READERS
+from q4run.disk.pread import Pread
+from q4run.disk.speed import N_READERS
 from q4run.experts.layout import ExpertLayout, ExpertMatrix
-from q4run.experts.pread import Pread
 from q4run.experts.store import ExpertStore
 from q4run.kernels.formats import Format
 from q4run.kernels.products.strips import ROWS

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from q4run.disk.speed import best_candidate, is_measurable, known_speeds, remembered_speeds
 from q4run.errors import Error
-from q4run.experts.choosing import best_candidate, is_measurable, known_speeds, remembered_speeds
 from q4run.kernels.compiling.compile import CACHE_FOLDER
 from q4run.kernels.formats import Format
 from q4run.kernels.threads.pool import ThreadPool

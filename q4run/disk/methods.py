@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from q4run.experts.direct import Direct
-from q4run.experts.mapped import Mapped
-from q4run.experts.pread import Pread
+from q4run.disk.direct import Direct
+from q4run.disk.mmap import Mapped
+from q4run.disk.pread import Pread
 
 
 class ReadMethod(Protocol):

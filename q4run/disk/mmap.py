@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
-from q4run.experts.pread import Pread
+from q4run.disk.pread import Pread
 
 
 class Mapped(Pread):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from q4run.experts.pread import Pread
+from q4run.disk.pread import Pread
 
 _F_NOCACHE = 48  # macOS's <sys/fcntl.h>; Python's fcntl has no name for it everywhere
 

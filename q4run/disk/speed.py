@@ -1,9 +1,7 @@
-"""What ``--io auto`` takes: decided by what fits into memory, else measured and remembered.
+"""How fast a disk gives a model's bytes, by way of reading: measured shortly, and remembered.
 
-A model whose experts all stay in RAM is read through the page cache, and so is one that the cache
-can hold beside the budget: the next reads, or the next start, find it there. A larger one would
-only churn the cache; then both ways to read, and a deeper queue of reads, are tried on the file for
-a second, and what the disk gave is remembered for a day: it may have had a bad minute.
+Both ways to read, and a deeper queue of reads, are tried on the file for a second; what the disk
+gave is remembered for a day: it may have had a bad minute.
 """
 
 import mmap
@@ -12,21 +10,25 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+from q4run.disk.methods import METHODS
 from q4run.errors import Error
-from q4run.experts.filling import MOST_READERS, N_READERS, PIECE_BYTES
-from q4run.experts.methods import METHODS
+from q4run.machine.cores import usable_cores
 from q4run.machine.notes import FOLDER, add_notes, counts_still, now, read_notes
 
-AUTO = "auto"
+# More than one, for a disk has more than one read under way, and readers interleave besides. Few
+# cores have the computation to do, and a slow disk gains nothing (docs/experiments.md).
+N_READERS = 4 if usable_cores() <= 4 else 8
+MOST_READERS = 2 * N_READERS  # where the disk was measured to gain by it
+# One read is at most about this long: several threads share a large expert.
+PIECE_BYTES = 1 << 20
 # What each disk gave, by the number of its device: bytes per second by candidate, and when.
 _NOTES = FOLDER / "disks.json"
 # A map is no choice: page faults of many threads are slow everywhere, and on macOS have ended in
 # kernel panics.
 _DEEPER = "direct, deeper queue"
-_CANDIDATES = {
+CANDIDATES = {
     "direct": ("direct", N_READERS),
     "pread": ("pread", N_READERS),
     _DEEPER: ("direct", MOST_READERS),
@@ -40,48 +42,6 @@ SECONDS = 1.0
 _ROUNDS = 4  # of all candidates in turn: a disk's speed drifts
 # Of a file; that of a smaller one would be of the disk's own cache.
 FEWEST_BYTES = 64 * PIECE_BYTES
-
-
-@dataclass(frozen=True)
-class Choice:
-    """An I/O method, and why; ``reason`` is empty where it was asked for.
-
-    n_readers: how many threads read; keep_cached: whether what is read buffered may stay in the
-    page cache, which is only where there is room for the whole file.
-    """
-
-    method: str
-    reason: str
-    n_readers: int = N_READERS
-    keep_cached: bool = True
-
-
-def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes: int) -> Choice:
-    """The I/O method for a model's files.
-
-    name: what was asked for; all_in_ram: whether every expert gets a slot; free_bytes: of memory
-    beside the budget. Raises Error for unknown names.
-    """
-    n_bytes = sum(path.stat().st_size for path in paths)
-    fits = n_bytes <= free_bytes
-    if name in METHODS:
-        return Choice(name, "", keep_cached=fits)
-    if name != AUTO:
-        raise Error(f"there is no I/O method '{name}'; choose {AUTO}, {', '.join(METHODS)}")
-    if all_in_ram:
-        return Choice("pread", "every expert stays in RAM and is read once", keep_cached=fits)
-    if fits:
-        return Choice("pread", "the page cache can hold the whole file")
-    if n_bytes < FEWEST_BYTES:
-        return Choice("direct", "the page cache cannot hold the file", keep_cached=False)
-    speeds, when = known_speeds(paths)
-    if speeds is None:
-        return Choice("direct", "the disk could not be measured", keep_cached=False)
-    name = best_candidate(speeds)
-    direct = _best_direct(speeds)
-    figures = f"direct {direct / 1e9:.1f} GB/s, pread {speeds['pread'] / 1e9:.1f} GB/s"
-    method, n_readers = _CANDIDATES[name]
-    return Choice(method, f"{figures} from this disk, {when}", n_readers, keep_cached=False)
 
 
 def known_speeds(
@@ -106,13 +66,14 @@ def known_speeds(
 
 def best_candidate(speeds: Mapping[str, float]) -> str:
     """Which of the ways that were measured to take."""
-    direct = _best_direct(speeds)
+    direct = best_direct(speeds)
     if speeds["pread"] > _WORTH_A_COPY * direct:
         return "pread"
     return "direct" if direct == speeds["direct"] else _DEEPER
 
 
-def _best_direct(speeds: Mapping[str, float]) -> float:
+def best_direct(speeds: Mapping[str, float]) -> float:
+    """Bytes per second of direct reads, with the deeper queue where that pays."""
     deeper = speeds[_DEEPER] > _WORTH_MORE_READERS * speeds["direct"]
     return speeds[_DEEPER if deeper else "direct"]
 
@@ -128,15 +89,15 @@ def measure(paths: Sequence[Path], seconds: float = SECONDS) -> dict[str, float]
     offsets = list(range(0, path.stat().st_size - PIECE_BYTES + 1, PIECE_BYTES))
     random.Random(0).shuffle(offsets)
     _drop_cached(path)
-    slices = len(_CANDIDATES) * _ROUNDS
-    done, taken = dict.fromkeys(_CANDIDATES, 0), dict.fromkeys(_CANDIDATES, 0.0)
-    turns = list(_CANDIDATES.items()) * _ROUNDS
+    slices = len(CANDIDATES) * _ROUNDS
+    done, taken = dict.fromkeys(CANDIDATES, 0), dict.fromkeys(CANDIDATES, 0.0)
+    turns = list(CANDIDATES.items()) * _ROUNDS
     for turn, (name, (method, n_readers)) in enumerate(turns):
         started = time.perf_counter()
         some = offsets[turn::slices]
         done[name] += _read_for(seconds / slices, method, n_readers, path, some)
         taken[name] += time.perf_counter() - started
-    return {name: done[name] / taken[name] for name in _CANDIDATES}
+    return {name: done[name] / taken[name] for name in CANDIDATES}
 
 
 def _read_for(seconds: float, name: str, n_readers: int, path: Path, offsets: Sequence[int]) -> int:
@@ -194,7 +155,7 @@ def remembered_speeds(path: Path) -> dict[str, float] | None:
         known = read_notes(_NOTES)[_device(path)]
         if not counts_still(known["when"]):
             return None
-        return {name: float(known[name]) for name in _CANDIDATES}
+        return {name: float(known[name]) for name in CANDIDATES}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

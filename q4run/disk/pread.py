@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from q4run.read_at import read_at
+from q4run.disk.read_at import read_at
 
 
 class Pread:
