@@ -10,11 +10,11 @@ from q4run.experts.layout import ExpertLayout
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import find_format
 from q4run.kernels.products.strips import padded_rows
+from q4run.layers.workspace import workspace_bytes
 from q4run.machine.memory import available_memory, total_memory
 from q4run.models.config import ModelConfig
 from q4run.sizes import format_size
 from q4run.weights import embedding_bytes
-from q4run.workspace import workspace_bytes
 
 DEFAULT_CONTEXT = 4096
 # The interpreter, numba, compiled kernels and thread stacks: not part of the budget. Measured: 170

@@ -28,6 +28,7 @@ from q4run.generation.session import Session
 from q4run.gguf_file import GGUFFile, open_gguf
 from q4run.kernels.formats import Format, find_format
 from q4run.kernels.prepare import prepare
+from q4run.layers.decoder import Transformer
 from q4run.machine.cores import choose_threads
 from q4run.machine.memory import available_memory, peak_rss, total_memory
 from q4run.models import read_config
@@ -37,7 +38,6 @@ from q4run.text.chat_template import ChatTemplate, load_chat_template
 from q4run.text.stream import TextStream
 from q4run.text.tokenizer import Tokenizer, load_tokenizer
 from q4run.timeline import Timeline
-from q4run.transformer import Transformer
 
 # Hears of a stage of loading ("compiling kernels", "reading weights") and its steps done, in all.
 Progress = Callable[[str, int, int], None]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from q4run import budget as budget_module
-from q4run import workspace as workspace_module
 from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, MemoryPlan, plan_memory
 from q4run.cache.keys_values import KVCache
@@ -25,13 +24,14 @@ from q4run.experts.layout import ExpertLayout, read_layout
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import find_format_named
+from q4run.layers import workspace as workspace_module
+from q4run.layers.decoder import Transformer
+from q4run.layers.experts import MixtureOfExperts
+from q4run.layers.workspace import workspace_bytes
 from q4run.machine.huge_pages import Blocks
-from q4run.mixture_of_experts import MixtureOfExperts
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
 from q4run.sizes import parse_size
-from q4run.transformer import Transformer
-from q4run.workspace import workspace_bytes
 
 N_VOCAB, N_EMBD, N_FF, N_LAYERS = 320, 256, 512, 3
 

@@ -185,7 +185,7 @@ from q4run.kernels.products.multiply import multiply_address
 from q4run.kernels.warmup import warm_up
 from q4run.cache.keys_values import KV_TYPES, KVCache
 from q4run.models import read_config
-from q4run.transformer import Transformer
+from q4run.layers.decoder import Transformer
 
 
 def compiled():

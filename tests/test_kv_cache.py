@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from q4run import transformer
 from q4run.bench.models.synthetic import Geometry, write_model
 from q4run.cache.keys_values import KV_TYPES, KVCache, LayerCache, cache_bytes, layer_capacity
 from q4run.disk.methods import METHODS
@@ -18,9 +17,10 @@ from q4run.experts.store import ExpertStore
 from q4run.generation.session import Session
 from q4run.gguf_file import open_gguf
 from q4run.kernels.attention.attend import MAX_HEAD_DIM, write_cache
+from q4run.layers import decoder as transformer
+from q4run.layers.decoder import Transformer
 from q4run.models import read_config
 from q4run.models.config import AttentionConfig, LayerConfig, ModelConfig
-from q4run.transformer import Transformer
 
 N_HEAD_KV, HEAD_DIM = 2, 12
 

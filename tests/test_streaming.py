@@ -21,8 +21,8 @@ from q4run.experts.prediction import PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.gguf_file import open_gguf
+from q4run.layers.decoder import Transformer
 from q4run.models import read_config
-from q4run.transformer import Transformer
 
 N_LAYER, N_EXPERT, CONTEXT = 5, 6, 96
 

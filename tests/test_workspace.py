@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from q4run import workspace as workspace_module
 from q4run.kernels.products.activations import GROUP
+from q4run.layers import workspace as workspace_module
+from q4run.layers.workspace import Workspace, shared_begin, workspace_bytes
 from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
-from q4run.workspace import Workspace, shared_begin, workspace_bytes
 
 ATTENTION = AttentionConfig(rope=True)
 

@@ -2,7 +2,7 @@
 
 All windows go through a layer before the next layer's weights are read, so that every weight is
 read once however long the text is. What a layer does is what its configuration declares, as in
-``q4run/layers.py``; no family's name occurs. An observer hears what each matrix multiplies.
+``q4run/layers``; no family's name occurs. An observer hears what each matrix multiplies.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from q4run.convert.calibration.arrays import Arrays
 from q4run.convert.calibration.attention import N_QUERIES, attend, rms_norm
 from q4run.convert.calibration.weights import Weights
 from q4run.errors import Error, FormatError
-from q4run.layers import RotaryEmbedding
+from q4run.layers.rotary import RotaryEmbedding
 from q4run.models.config import Gating, ModelConfig, MoeConfig
 
 # Hears (tensors, matrix, tokens, inputs): the matrices of that index of the named tensors multiply

@@ -8,7 +8,7 @@ import numpy as np
 
 from q4run.cache.keys_values import KVCache
 from q4run.generation.sampler import Sampler
-from q4run.transformer import Consumer, Transformer
+from q4run.layers.decoder import Consumer, Transformer
 
 
 @dataclass

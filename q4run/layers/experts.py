@@ -6,14 +6,14 @@ import numpy as np
 
 from q4run.experts.policies import Key
 from q4run.experts.store import ExpertStore
-from q4run.feed_forward import feed_forward_job, load_feed_forward, resident_job
 from q4run.kernels.experts import combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
+from q4run.layers.feed_forward import feed_forward_job, load_feed_forward, resident_job
+from q4run.layers.workspace import Workspace, flat_input, if_useful, shared_begin
 from q4run.models.config import Gating, ModelConfig, MoeConfig
 from q4run.weights import WeightReader
-from q4run.workspace import Workspace, flat_input, if_useful, shared_begin
 
 # The share of a layer's experts that may be read ahead in vain.
 _FEW = 0.05

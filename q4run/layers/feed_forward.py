@@ -6,9 +6,9 @@ from q4run.experts.layout import ExpertMatrix
 from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.threads.pool import Pool
+from q4run.layers.workspace import Int8Buffers, Workspace, flat_input, if_useful
 from q4run.models.config import ModelConfig
 from q4run.weights import Matrix, WeightReader
-from q4run.workspace import Int8Buffers, Workspace, flat_input, if_useful
 
 Matrices = tuple[Matrix, Matrix, Matrix]
 ExpertMatrices = tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix]

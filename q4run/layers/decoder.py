@@ -12,13 +12,15 @@ from q4run.errors import Error, FormatError, UnsupportedError
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.threads.pool import ThreadPool
-from q4run.layers import Head, Layer, RotaryEmbedding
+from q4run.layers.experts import MixtureOfExperts
+from q4run.layers.head import Head
+from q4run.layers.layer import Layer
+from q4run.layers.rotary import RotaryEmbedding
+from q4run.layers.workspace import Workspace
 from q4run.machine.interrupts import safe_points
-from q4run.mixture_of_experts import MixtureOfExperts
 from q4run.models.config import ModelConfig
 from q4run.timeline import EMBEDDING, HEAD, Timeline
 from q4run.weights import EmbeddingTable, WeightReader
-from q4run.workspace import Workspace
 
 # What the layers read, whatever the family; a file that holds more would run wrongly.
 _KNOWN_TENSOR = re.compile(

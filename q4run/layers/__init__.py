@@ -1,0 +1,1 @@
+"""The decoder and its layers, built on kernels; they know no family."""

@@ -1,0 +1,84 @@
+"""Attention: records of addresses over the workspace, run by one compiled function a pass."""
+
+import numpy as np
+
+from q4run.cache.keys_values import LayerCache
+from q4run.kernels.attention.layer import OUTPUT, attention_layer
+from q4run.kernels.products.products import PRODUCT
+from q4run.kernels.threads.pool import Pool
+from q4run.layers.rotary import NO_ROTATION, Rotation
+from q4run.layers.workspace import Workspace, flat_input, if_useful
+from q4run.models.config import AttentionConfig, ModelConfig
+from q4run.weights import WeightReader
+
+
+class Attention:
+    """Grouped-query attention over a layer's cache."""
+
+    def __init__(
+        self,
+        weights: WeightReader,
+        i: int,
+        config: ModelConfig,
+        layer: AttentionConfig,
+        workspace: Workspace,
+    ) -> None:
+        q_width = config.n_head * config.head_dim
+        kv_width = config.n_head_kv * config.head_dim
+        q = weights.matrix(f"blk.{i}.attn_q.weight", q_width, config.n_embd)
+        k = weights.matrix(f"blk.{i}.attn_k.weight", kv_width, config.n_embd)
+        v = weights.matrix(f"blk.{i}.attn_v.weight", kv_width, config.n_embd)
+        output = weights.matrix(f"blk.{i}.attn_output.weight", config.n_embd, q_width)
+        self._matrices = (q, k, v, output)  # the records below hold their addresses
+        buffers = workspace.attention._replace(
+            normed_int8=if_useful(workspace.attention.normed_int8, q.fmt, k.fmt, v.fmt),
+            attended_int8=if_useful(workspace.attention.attended_int8, output.fmt),
+        )
+        self._products = np.zeros(OUTPUT + 1, PRODUCT)
+        normed = flat_input(buffers.normed, buffers.normed_int8)
+        attended = flat_input(buffers.attended, buffers.attended_int8)
+        for product, matrix, source, out in zip(
+            self._products,
+            self._matrices,
+            (normed, normed, normed, attended),
+            (buffers.q, buffers.k, buffers.v, buffers.update),
+            strict=True,
+        ):
+            product["matrix"], product["input"] = matrix.record, source
+            product["out"] = out.ctypes.data
+        self._buffers = buffers
+        self._norm = weights.vector(f"blk.{i}.attn_norm.weight", config.n_embd)
+        self._eps = np.float32(config.rms_norm_eps)
+        self._heads = (config.n_head, config.n_head_kv, config.head_dim)
+        self._layer = layer
+
+    def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> None:
+        """Adds the attention to the stream x, float32 (n_tokens, n_embd); the cache takes the
+        tokens."""
+        attention_layer(
+            pool,
+            x,
+            self._norm,
+            self._eps,
+            self._products,
+            self._heads,
+            self._layer.qk_norm,
+            (rotation.cos, rotation.sin) if self._layer.rope else NO_ROTATION,
+            self._temperatures(rotation.first_position, len(x)),
+            cache.keys,
+            cache.values,
+            cache.place(rotation.first_position),
+            self._buffers,
+        )
+
+    def _temperatures(self, first_position: int, n_tokens: int) -> np.ndarray:
+        """What each token's queries are multiplied by; empty where nothing is."""
+        temperature = self._layer.temperature
+        if temperature is None:
+            return _NO_TEMPERATURES
+        positions = np.arange(first_position, first_position + n_tokens)
+        growth = np.log1p((positions + 1) // temperature.length)
+        return (1 + temperature.scale * growth).astype(np.float32)
+
+
+_NO_TEMPERATURES = np.empty(0, np.float32)
