@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import invoke
+from helpers.commands import invoke
 
 import q4run
 from q4run.box import DESCRIPTION, MODEL

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tiny_checkpoints import make_checkpoint
+from helpers.tiny_checkpoints import make_checkpoint
 
 from q4run.budget import INTERPRETER_ALLOWANCE
 

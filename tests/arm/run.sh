@@ -106,7 +106,7 @@ fi
 # Not what compiles a whole model; of the products, those of one format of each kind.
 others="q4_1 or q5_0 or q5_1 or q2_k or q3_k or q5_k or iq4_xs or tq2_0 or bf16 or f32"
 some="not warming and not all_formats and not (test_products.py and ($others))"
-run_tests i8mm test_simd.py test_simd_matrices.py test_products.py test_feed_forward.py -k "$some"
-run_tests neon test_elementwise.py test_formats.py test_strips.py test_dequantised.py \
-    test_thread_pool.py test_products.py test_attention.py -k "$some"
-run_tests generic test_elementwise.py test_strips.py -k "$some"
+run_tests i8mm kernels/test_simd.py kernels/test_simd_matrices.py kernels/test_products.py kernels/test_feed_forward.py -k "$some"
+run_tests neon kernels/test_elementwise.py kernels/test_formats.py kernels/test_strips.py kernels/test_dequantised.py \
+    kernels/test_thread_pool.py kernels/test_products.py kernels/test_attention.py -k "$some"
+run_tests generic kernels/test_elementwise.py kernels/test_strips.py -k "$some"

@@ -22,8 +22,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from helpers.tiny_checkpoints import CASES, Case, fingerprint, make_checkpoint  # noqa: E402
 from reference import numpy_forward, transformers_forward  # noqa: E402
-from tiny_checkpoints import CASES, Case, fingerprint, make_checkpoint  # noqa: E402
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from made_weights import (  # noqa: E402
+from helpers.made_weights import (  # noqa: E402
     importance_of_columns,
     relative_errors,
     weights_of_many_kinds,
