@@ -13,13 +13,14 @@ from q4run.convert.calibration.weights import PlannedWeights
 from q4run.convert.calibration.windows import read_windows
 from q4run.convert.output.layout import lay_out
 from q4run.convert.output.stream import BlockPlan, least_plan
-from q4run.convert.tensors import PlannedTensor, Role
+from q4run.convert.tensors import PlannedTensor
 from q4run.convert.types.recipe import TERNARY
 from q4run.convert.types.ternary import NO_LOSS
 from q4run.gguf_file import GGUFFile
 from q4run.gguf_file.header import parse_header
 from q4run.gguf_file.metadata import Metadata
 from q4run.models import read_config
+from q4run.models.parts import Role
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.tokenizer import load_tokenizer
 
@@ -50,9 +51,7 @@ def add_calibration(
     metadata.add_int32("quantize.calibration.chunks_count", len(windows))
     metadata.add_string("quantize.calibration.tokens", hashlib.sha256(windows.data).hexdigest())
     weights = PlannedWeights(planned.tensor for planned in tensors)
-    calibration = Calibration(
-        read_config(file), weights, "rope_freqs.weight" in file.tensors, windows, out
-    )
+    calibration = Calibration(read_config(file), weights, windows, out)
     return [
         replace(planned, calibration=calibration)
         if calibration.handles(planned.tensor, planned.fmt)

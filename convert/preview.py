@@ -4,19 +4,10 @@ from pathlib import Path
 
 from q4run.convert.output.layout import lay_out
 from q4run.convert.source.source import open_source
-from q4run.convert.tensors import OutputTensor, Role, Rows
+from q4run.convert.tensors import OutputTensor, Rows
 from q4run.convert.types.recipe import Recipe
 from q4run.gguf_file import GGUFFile, describe_file
-from q4run.models.shapes import Geometry, hyperparameters, tensor_shapes
-
-_ROLES = {
-    "token_embd": Role.EMBEDDING,
-    "output": Role.OUTPUT,
-    "ffn_gate_inp": Role.ROUTER,
-    "ffn_gate_exps": Role.EXPERT,
-    "ffn_up_exps": Role.EXPERT,
-    "ffn_down_exps": Role.EXPERT,
-}
+from q4run.models.shapes import Geometry, hyperparameters, tensors_of
 
 
 def preview_checkpoint(source: Path, recipe: Recipe) -> GGUFFile:
@@ -37,8 +28,8 @@ def preview_checkpoint(source: Path, recipe: Recipe) -> GGUFFile:
 def preview_geometry(name: str, geometry: Geometry, recipe: Recipe) -> GGUFFile:
     """The file that converting a model of this shape would give, but for its tokenizer."""
     tensors = [
-        OutputTensor(tensor, shape, _role(tensor, shape), _no_rows)
-        for tensor, shape in tensor_shapes(geometry).items()
+        OutputTensor(tensor.name, tensor.shape, tensor.role, _no_rows)
+        for tensor in tensors_of(geometry)
     ]
     planned, _ = recipe.plan(tensors, 0)
     values: dict[str, object] = {
@@ -47,12 +38,6 @@ def preview_geometry(name: str, geometry: Geometry, recipe: Recipe) -> GGUFFile:
     values["general.architecture"] = geometry.architecture
     described = ((p.tensor.name, p.tensor.shape, p.fmt.ggml_type) for p in planned)
     return describe_file(Path(f"{name}-{recipe.name}.gguf"), values, described)
-
-
-def _role(name: str, shape: tuple[int, ...]) -> Role:
-    if len(shape) == 1:
-        return Role.NORM
-    return _ROLES.get(name.removesuffix(".weight").rpartition(".")[2], Role.MATRIX)
 
 
 def _no_rows(matrix: int, start: int, stop: int) -> Rows:

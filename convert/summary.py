@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from q4run.convert.tensors import PlannedTensor, Role
+from q4run.convert.tensors import PlannedTensor
+from q4run.models.parts import Role
 
 
 @dataclass(frozen=True)

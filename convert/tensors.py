@@ -7,7 +7,6 @@ in: as bfloat16, float16 or float32, or as blocks of a GGUF type.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from q4run.convert.blocks import Blocks
 from q4run.convert.widen import transpose_columns
 from q4run.kernels.formats import Format
+from q4run.models.parts import Role
 
 # A page: an expert's bytes can then be read around the page cache without a copy.
 ALIGNMENT = 4096
@@ -35,18 +35,6 @@ class SourceTensor(Protocol):
     def read_rows(self, first: int, count: int) -> Rows:
         """Rows ``first`` to ``first + count``, counted through all matrices of a stack."""
         ...
-
-
-class Role(Enum):
-    """What a tensor does: the recipe chooses its type by this."""
-
-    NORM = "norm"
-    ROPE_FACTORS = "rope factors"
-    ROUTER = "router"
-    EMBEDDING = "token embedding"
-    OUTPUT = "output matrix"
-    MATRIX = "matrix"
-    EXPERT = "routed experts"
 
 
 @dataclass(frozen=True)

@@ -186,11 +186,8 @@ def _dense_bytes(file: GGUFFile, config: ModelConfig) -> int:
     """The tensors that stay in RAM: no experts, and the embedding only if it is the head too."""
     total = 0
     for name, tensor in file.tensors.items():
-        on_disk = name.endswith("_exps.weight") or (
-            name == "token_embd.weight" and not config.tied_embeddings
-        )
         fmt = find_format(tensor.type)
-        if on_disk or fmt is None:
+        if name in config.streamed or fmt is None:
             continue
         if len(tensor.shape) < 2:
             total += 4 * tensor.n_elements  # vectors are held as float32 whatever their type
@@ -207,5 +204,6 @@ def _lasting_scratch_bytes(config: ModelConfig, layout: ExpertLayout) -> int:
 
 def _batch_bytes(config: ModelConfig, n_batch: int) -> int:
     """What a pass over ``n_batch`` tokens takes: workspace, the stream's beginning and RoPE."""
-    angles = 12 * n_batch * config.rope_dim  # with their sines and cosines, at the worst moment
+    # Angles with their sines and cosines, at the worst moment.
+    angles = 12 * n_batch * sum(rope.dim for rope in config.ropes)
     return workspace_bytes(config, n_batch) + embedding_bytes(n_batch, config.n_embd) + angles

@@ -197,9 +197,9 @@ def _formats(file: GGUFFile) -> set[Format]:
 
 
 def _open_trace(path: Path, config: ModelConfig) -> TraceWriter:
-    moes = {i: layer.moe for i, layer in enumerate(config.layers) if layer.moe}
-    counts = [moe.n_expert for moe in moes.values()]
-    return TraceWriter(path, list(moes), counts, [moe.n_expert_used for moe in moes.values()])
+    parts = config.experts.values()
+    counts, used = [part.n_expert for part in parts], [part.n_expert_used for part in parts]
+    return TraceWriter(path, list(config.experts), counts, used)
 
 
 def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:

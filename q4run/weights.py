@@ -14,6 +14,7 @@ from q4run.kernels.formats import Format, all_formats, find_format
 from q4run.kernels.products.products import matrix_record
 from q4run.kernels.products.strips import ROWS, padded_rows, to_strips
 from q4run.machine.huge_pages import Blocks
+from q4run.models.parts import Tensor
 
 _READ_BYTES = 1 << 20
 # So many embeddings are read at a time: on its way to float32 a value takes up to 16 bytes.
@@ -52,13 +53,13 @@ def format_of(tensor: TensorInfo) -> Format:
     return fmt
 
 
-def checked_tensor(file: GGUFFile, name: str, shape: tuple[int, ...]) -> TensorInfo:
-    """The tensor ``name``, which must have ``shape``; FormatError otherwise."""
-    tensor = file.tensor(name)
-    if tensor.shape != shape:
+def checked_tensor(file: GGUFFile, declared: Tensor) -> TensorInfo:
+    """Finds a tensor in the file; FormatError where it is absent or has another shape."""
+    tensor = file.tensor(declared.name)
+    if tensor.shape != declared.shape:
         raise FormatError(
-            f"{tensor.path}: the tensor {name} has the shape {tensor.shape}, but the"
-            f" hyperparameters ask for {shape}"
+            f"{tensor.path}: the tensor {declared.name} has the shape {tensor.shape}, but the"
+            f" hyperparameters ask for {declared.shape}"
         )
     return tensor
 
@@ -70,9 +71,10 @@ class WeightReader:
         self._file = file
         self._memory = Blocks()
 
-    def matrix(self, name: str, n_rows: int, n_cols: int) -> Matrix:
-        """A whole matrix, n_rows outputs by n_cols inputs."""
-        tensor = checked_tensor(self._file, name, (n_rows, n_cols))
+    def matrix(self, declared: Tensor) -> Matrix:
+        """Reads a whole matrix, n_rows outputs by n_cols inputs."""
+        tensor = checked_tensor(self._file, declared)
+        n_rows, n_cols = tensor.shape
         fmt = format_of(tensor)
         row_bytes = fmt.row_bytes(n_cols)
         strips = self._memory.take(padded_rows(n_rows), fmt.in_ram.row_bytes(n_cols))
@@ -86,11 +88,11 @@ class WeightReader:
                 to_strips(fmt, part, strips[first : first + padded_rows(len(part))])
         return Matrix(fmt.in_ram, strips, n_rows, n_cols)
 
-    def vector(self, name: str, size: int) -> np.ndarray:
-        """A 1-D tensor of any supported type as float32 (size,)."""
-        tensor = checked_tensor(self._file, name, (size,))
+    def vector(self, declared: Tensor) -> np.ndarray:
+        """Reads a 1-D tensor of any supported type as float32 (size,)."""
+        tensor = checked_tensor(self._file, declared)
         fmt = format_of(tensor)
-        data = np.empty(fmt.row_bytes(size), np.uint8)
+        data = np.empty(fmt.row_bytes(tensor.shape[0]), np.uint8)
         with tensor.path.open("rb", buffering=0) as source:
             source.seek(tensor.offset)
             _read_all(source, tensor.path, data)
@@ -106,10 +108,10 @@ def embedding_bytes(n_tokens: int, n_embd: int) -> int:
 class EmbeddingTable:
     """Token embeddings, read from disk row by row: a prompt touches few of the many rows."""
 
-    def __init__(self, file: GGUFFile, n_vocab: int, n_embd: int) -> None:
-        tensor = checked_tensor(file, "token_embd.weight", (n_vocab, n_embd))
+    def __init__(self, file: GGUFFile, declared: Tensor) -> None:
+        tensor = checked_tensor(file, declared)
         self._fmt = format_of(tensor)
-        self._n_embd = n_embd
+        self._n_embd = n_embd = tensor.shape[1]
         self._offset = tensor.offset
         self._row_bytes = self._fmt.row_bytes(n_embd)
         self._path = tensor.path

@@ -23,7 +23,7 @@ from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting
 from q4run.convert import convert
 from q4run.convert.source.source import open_source
-from q4run.convert.types.fit import SENSITIVITY, use_of
+from q4run.convert.types.fit import SENSITIVITY, UNIT, use_of
 from q4run.convert.types.recipe import named
 from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> None:
                 assert report.kl is not None
                 divergences[use] = report.kl
     quotients = {use: divergences[use].value / errors[use] for use in errors}
-    unit = quotients["attn_v"]
+    unit = quotients[UNIT]
     table = Table("use", "KL, 1/1000", "errors, added up", "sensitivity", box=box.SIMPLE_HEAD)
     for use, quotient in quotients.items():
         kl = divergences[use]

@@ -194,9 +194,8 @@ def _token_floor(model: Model, hit_rate: float | None) -> float | None:
     if hit_rate is None:
         return None
     routed = sum(
-        moe.n_expert_used * sum(matrix.n_bytes for matrix in matrices)
+        model.config.experts[i].n_expert_used * sum(matrix.n_bytes for matrix in matrices)
         for i, matrices in model.store.layout.layers.items()
-        if (moe := model.config.layers[i].moe)
     )
     return (1 - hit_rate) * routed
 

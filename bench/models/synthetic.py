@@ -16,18 +16,20 @@ from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
+from gguf import MODEL_TENSOR as T
 
 from q4run.bench.models.geometries import GEOMETRIES
 from q4run.bench.models.random_blocks import TYPES, find_type, random_blocks
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
-from q4run.models.shapes import Geometry, hyperparameters, tensor_shapes
+from q4run.models.parts import Role, Tensor
+from q4run.models.shapes import Geometry, hyperparameters, tensors_of
 
 __all__ = ["GEOMETRIES", "Geometry", "write_model"]
 
 # So many values are made at most; a longer tensor repeats them, each time from another block on.
 _POOL_VALUES = 1 << 21
-_RESIDUAL_WRITERS = ("attn_output", "ffn_down", "ffn_down_shexp", "ffn_down_exps")
+_RESIDUAL_WRITERS = {T.ATTN_OUT, T.FFN_DOWN, T.FFN_DOWN_SHEXP, T.FFN_DOWN_EXP}
 _N_FIXED_TOKENS = 3 + 256
 _METADATA_TYPES = {
     bool: gguf.GGUFValueType.BOOL,
@@ -57,12 +59,15 @@ def write_model(
     if vocab:
         n_tokens = len(tokenizer["tokenizer.ggml.tokens"][0])
         geometry = replace(geometry, n_vocab=n_tokens)
-    tensors = tensor_shapes(geometry)
+    declared = tensors_of(geometry)
+    tensors = {tensor.name: tensor.shape for tensor in declared}
     type_of = {}
-    for name, shape in tensors.items():
-        type_of[name] = expert_type or type_name if "_exps" in name else type_name
-        if len(shape) == 1 or "ffn_gate_inp" in name:
-            type_of[name] = "f32"
+    for tensor in declared:
+        type_of[tensor.name] = type_name
+        if tensor.role is Role.EXPERT:
+            type_of[tensor.name] = expert_type or type_name
+        elif tensor.role in (Role.NORM, Role.ROUTER):
+            type_of[tensor.name] = "f32"
     writer = gguf.GGUFWriter(path, geometry.architecture)
     _add_hyperparameters(writer, geometry)
     for key, (value, value_type, element_type) in tokenizer.items():
@@ -79,9 +84,9 @@ def write_model(
         file = writer.fout[0]
         n_largest = max(int(np.prod(shape)) for shape in tensors.values())
         weights = _Weights(geometry.n_layers, min(_POOL_VALUES, n_largest), seed)
-        for name, shape in tensors.items():
+        for tensor in declared:
             writer.write_padding(file, file.tell())
-            weights.write(file, name, shape, type_of[name])
+            weights.write(file, tensor, type_of[tensor.name])
         writer.write_padding(file, file.tell())
     except BaseException:
         path.unlink(missing_ok=True)
@@ -111,16 +116,15 @@ class _Weights:
         self._residual_scale = (2 * n_layers) ** -0.5
         self._pools: dict[tuple[str, float], memoryview] = {}
 
-    def write(self, file: BinaryIO, name: str, shape: tuple[int, ...], type_name: str) -> None:
-        if len(shape) == 1:
-            file.write(np.ones(shape, np.float32).tobytes())
+    def write(self, file: BinaryIO, tensor: Tensor, type_name: str) -> None:
+        if len(tensor.shape) == 1:
+            file.write(np.ones(tensor.shape, np.float32).tobytes())
             return
-        kind = name.removesuffix(".weight").rpartition(".")[2]
-        std = 1.0 if kind == "token_embd" else shape[-1] ** -0.5
-        if kind in _RESIDUAL_WRITERS:
+        std = 1.0 if tensor.role is Role.EMBEDDING else tensor.shape[-1] ** -0.5
+        if tensor.kind in _RESIDUAL_WRITERS:
             std *= self._residual_scale
         pool = self._pool(type_name, std)
-        n_left = _n_bytes(name, shape, type_name)
+        n_left = _n_bytes(tensor.name, tensor.shape, type_name)
         block_bytes = gguf.GGML_QUANT_SIZES[find_type(type_name)][1]
         while n_left:
             begin = int(self._rng.integers(len(pool) // block_bytes)) * block_bytes

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from q4run.models.config import AttentionConfig, ModelConfig
+from q4run.models.parts import Attention, QKNorm
 
 # Scores of so many queries are held at once, for all heads that share their keys.
 N_QUERIES = 128
@@ -18,38 +18,38 @@ def attend(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    config: ModelConfig,
-    layer: AttentionConfig,
+    part: Attention,
+    eps: float,
     rotation: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """What the output matrix multiplies: float32 (n_tokens, n_head * head_dim).
+    """What the output matrix multiplies: float32 (n_tokens, part.attended_width).
 
     q, k, v: float32 (n_tokens, heads * head_dim) of a sequence that starts at position 0;
-    rotation: cos and sin of its RoPE angles, (n_tokens, rope_dim / 2).
+    eps: of the q/k norm; rotation: cos and sin of its RoPE angles, (n_tokens, rope.dim / 2).
     """
     n_tokens = len(q)
-    queries = q.reshape(n_tokens, config.n_head, config.head_dim)
-    keys = k.reshape(n_tokens, config.n_head_kv, config.head_dim)
-    values = v.reshape(keys.shape)
-    if layer.rope:
+    queries = q.reshape(n_tokens, part.n_head, part.key_dim)
+    keys = k.reshape(n_tokens, part.n_head_kv, part.key_dim)
+    values = v.reshape(n_tokens, part.n_head_kv, part.value_dim)
+    if part.rope:
         queries, keys = _rotate(queries, rotation), _rotate(keys, rotation)
-    if layer.qk_norm:
-        queries = rms_norm(queries, config.rms_norm_eps)
-        keys = rms_norm(keys, config.rms_norm_eps)
+    if part.qk_norm is QKNorm.PLAIN:
+        queries = rms_norm(queries, eps)
+        keys = rms_norm(keys, eps)
     positions = np.arange(n_tokens)
-    if layer.temperature is not None:
-        growth = np.log1p((positions + 1) // layer.temperature.length)
-        queries = queries * (1 + layer.temperature.scale * growth).astype(np.float32)[:, None, None]
-    group = config.n_head // config.n_head_kv
-    queries = queries * np.float32(config.head_dim**-0.5)
-    attended = np.empty((n_tokens, config.n_head, config.head_dim), np.float32)
+    if part.temperature is not None:
+        growth = np.log1p((positions + 1) // part.temperature.length)
+        queries = queries * (1 + part.temperature.scale * growth).astype(np.float32)[:, None, None]
+    group = part.n_head // part.n_head_kv
+    queries = queries * np.float32(part.key_dim**-0.5)
+    attended = np.empty((n_tokens, part.n_head, part.value_dim), np.float32)
     for start in range(0, n_tokens, N_QUERIES):
         rows = slice(start, min(start + N_QUERIES, n_tokens))
         hidden = positions[: rows.stop] > positions[rows, None]
-        if layer.chunk_size is not None:
-            chunks = positions // layer.chunk_size
+        if part.chunk_size is not None:
+            chunks = positions // part.chunk_size
             hidden |= chunks[: rows.stop] != chunks[rows, None]
-        for head in range(config.n_head_kv):
+        for head in range(part.n_head_kv):
             heads = slice(head * group, (head + 1) * group)
             scores = queries[rows, heads].swapaxes(0, 1) @ keys[: rows.stop, head].T
             np.copyto(scores, -np.inf, where=hidden)

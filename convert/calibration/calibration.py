@@ -21,14 +21,14 @@ from q4run.convert.calibration.compensation import (
 )
 from q4run.convert.calibration.forward import Forward, working_bytes
 from q4run.convert.calibration.weights import Weights
-from q4run.convert.tensors import OutputTensor, Role
+from q4run.convert.tensors import OutputTensor
 from q4run.errors import BudgetError
 from q4run.kernels.formats import Format
 from q4run.models.config import ModelConfig
+from q4run.models.parts import Role
 from q4run.sizes import format_size
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
-_ROUTER = "ffn_gate_inp"
 # An expert's inputs are believed as far as it met tokens: the average over all of its layer's
 # experts counts as this share of a token for each column.
 _AVERAGE_TOKENS_PER_COLUMN = 0.25
@@ -71,13 +71,12 @@ class Calibration:
         self,
         config: ModelConfig,
         weights: Weights,
-        has_rope_factors: bool,
         windows: np.ndarray,
         out: Path,
     ) -> None:
         """windows: as `Forward` has them; out: beside it lie results that do not fit into RAM."""
         self._config = config
-        self._model = (weights, has_rope_factors, windows)
+        self._model = (weights, windows)
         self._out = out
         self._forward: Forward | None = None
         self._layer = -1
@@ -91,7 +90,7 @@ class Calibration:
     def start(self, room: int) -> None:
         """Makes ready to quantise, within ``room`` bytes of memory; BudgetError if that is less
         than it takes at all."""
-        weights, has_rope_factors, windows = self._model
+        weights, windows = self._model
         least = _least_bytes(self._config, windows.shape[1])
         if room < least:
             raise BudgetError(
@@ -99,7 +98,7 @@ class Calibration:
                 " --max-ram"
             )
         self._arrays = Arrays(room - least, self._out.absolute().parent)
-        self._forward = Forward(self._config, weights, has_rope_factors, windows, self._arrays)
+        self._forward = Forward(self._config, weights, windows, self._arrays)
 
     def handles(self, tensor: OutputTensor, fmt: Format) -> bool:
         """Whether the rows of a tensor are for `quantize_rows`."""
@@ -137,7 +136,7 @@ class Calibration:
     def _keep(
         self, names: tuple[str, ...], matrix: int, tokens: np.ndarray, inputs: np.ndarray
     ) -> None:
-        if _ROUTER in names[0]:
+        if self._config.tensors[names[0]].role is Role.ROUTER:
             return
         if names[0] not in self._kept:
             kept = _Kept(self._buffer(names[0], inputs.shape[1]))
@@ -153,12 +152,15 @@ class Calibration:
     def _buffer(self, name: str, n_cols: int) -> np.ndarray:
         """Room for what a tensor's matrices multiply; the same for all layers."""
         part = _LAYER.sub("", name)
-        n_rows = self._model[2].size
-        if "_exps." in name:
-            n_rows *= max(layer.moe.n_expert_used for layer in self._config.layers if layer.moe)
+        n_rows = self._model[1].size
+        if self._is_expert(name):
+            n_rows *= max(part.n_expert_used for part in self._config.experts.values())
         if part not in self._buffers:
             self._buffers[part] = self._arrays.empty(n_rows, n_cols)
         return self._buffers[part]
+
+    def _is_expert(self, name: str) -> bool:
+        return self._config.tensors[name].role is Role.EXPERT
 
     def _inputs_of(self, name: str, matrix: int, n_cols: int) -> Inputs:
         kept = self._kept.get(name)
@@ -175,7 +177,7 @@ class Calibration:
         total = np.zeros((n_cols, n_cols), np.float32)
         count = _add_products(total, kept.inputs, kept.parts.get(matrix, slice(0, 0)))
         self.n_unreached += count == 0
-        if "_exps." not in name:
+        if not self._is_expert(name):
             total /= count
             return total
         if self._average is None or self._average[0] is not kept:
@@ -199,8 +201,6 @@ def _add_products(total: np.ndarray, inputs: np.ndarray, part: slice) -> int:
 def _least_bytes(config: ModelConfig, context: int) -> int:
     """What calibrating takes beside the arrays: half a layer's weights, or one matrix's hessian
     with its factor in both precisions and the average of the experts, and rows at work."""
-    widths = [config.n_embd, config.n_head * config.head_dim]
-    for layer in config.layers:
-        widths += [layer.moe.n_ff, layer.moe.n_ff_shared] if layer.moe else [layer.n_ff]
-    hessians = _BYTES_PER_HESSIAN_VALUE * max(widths) ** 2
+    n_cols = max(tensor.shape[-1] for tensor in config.tensors.values() if len(tensor.shape) > 1)
+    hessians = _BYTES_PER_HESSIAN_VALUE * n_cols**2
     return max(working_bytes(config, context), hessians) + ROWS_BYTES

@@ -1,11 +1,12 @@
 """An importance matrix of a model and a text: the whole text goes through the model once."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from gguf import MODEL_TENSOR
 
 from q4run.convert.calibration.arrays import Arrays
 from q4run.convert.calibration.forward import Forward, working_bytes
@@ -17,12 +18,12 @@ from q4run.gguf_file import GGUFFile, open_gguf
 from q4run.machine.memory import available_memory
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
+from q4run.models.parts import Experts, Role, Tensor
 from q4run.sizes import format_size
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.tokenizer import load_tokenizer
 
 DEFAULT_SHARE = 0.75
-ROUTER = "ffn_gate_inp"
 # Called with how much of the work is done, of how much in all.
 Progress = Callable[[int, int], None]
 
@@ -67,12 +68,11 @@ def make_imatrix(
     config = read_config(file)
     windows = read_windows(text, load_tokenizer(file.metadata), context, chunks)
     arrays = Arrays(_room(file, config, context, ram_budget), out.absolute().parent)
-    forward = Forward(config, FileWeights(file), _has_rope_factors(file), windows, arrays)
+    forward = Forward(config, FileWeights(file), windows, arrays)
     entries = _collect(forward, config, progress)
     write_imatrix(out, ImportanceMatrix(entries, str(text), len(windows), context))
-    counts = np.concatenate(
-        [e.counts for name, e in entries.items() if "ffn_down_exps" in name] or [np.empty(0)]
-    )
+    downs = [e.counts for name, e in entries.items() if name in _last_of_experts(config)]
+    counts = np.concatenate(downs or [np.empty(0)])
     return Collected(
         out=out,
         n_entries=len(entries),
@@ -97,18 +97,21 @@ def _room(file: GGUFFile, config: ModelConfig, context: int, ram_budget: int | N
     return budget - least
 
 
+def _last_of_experts(config: ModelConfig) -> set[str]:
+    """The matrix of each layer's experts that runs last: one for each count of tokens."""
+    kind = MODEL_TENSOR.FFN_DOWN_EXP
+    return {name for name, tensor in config.tensors.items() if tensor.kind is kind}
+
+
 def _sums_bytes(config: ModelConfig) -> int:
     per_layer = (
         3 * config.n_embd
-        + config.n_head * config.head_dim
-        + ((layer.moe.n_expert * (config.n_embd + layer.moe.n_ff)) if layer.moe else layer.n_ff)
+        + layer.attention.attended_width
+        + (part.n_expert * (config.n_embd + part.n_ff) if isinstance(part, Experts) else part.n_ff)
         for layer in config.layers
+        for part in (layer.feed_forward,)
     )
     return 8 * sum(per_layer)
-
-
-def _has_rope_factors(file: GGUFFile) -> bool:
-    return "rope_freqs.weight" in file.tensors
 
 
 def _collect(forward: Forward, config: ModelConfig, progress: Progress | None) -> dict[str, Entry]:
@@ -122,10 +125,10 @@ def _collect(forward: Forward, config: ModelConfig, progress: Progress | None) -
             progress(done, 2 * forward.n_tokens * n_layers)
 
     for i, layer in enumerate(config.layers):
-        sums = _Sums(layer.moe.n_expert if layer.moe else 1)
+        sums = _Sums(layer.tensors(config.n_embd, i))
         forward.run_layer(i, sums.observe, tick)
         entries |= sums.entries()
-    head = _Sums(1)
+    head = _Sums(config.head.tensors(config.n_embd))
     if not config.tied_embeddings:
         forward.run_head(head.observe)
     return entries | head.entries()
@@ -134,17 +137,18 @@ def _collect(forward: Forward, config: ModelConfig, progress: Progress | None) -
 class _Sums:
     """The sums of squares of one layer's inputs, and how many tokens they are of."""
 
-    def __init__(self, n_expert: int) -> None:
-        self._n_expert = n_expert
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._tensors = {tensor.name: tensor for tensor in tensors}
         self._sums: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def observe(
         self, names: tuple[str, ...], matrix: int, tokens: np.ndarray, inputs: np.ndarray
     ) -> None:
-        if ROUTER in names[0]:
+        tensor = self._tensors[names[0]]
+        if tensor.role is Role.ROUTER:
             return  # never quantised
         if names not in self._sums:
-            n_matrices = self._n_expert if "_exps." in names[0] else 1
+            n_matrices = tensor.shape[0] if tensor.role is Role.EXPERT else 1
             self._sums[names] = np.zeros((n_matrices, inputs.shape[1])), np.zeros(n_matrices)
         sums, counts = self._sums[names]
         sums[matrix] += np.square(inputs).sum(axis=0)

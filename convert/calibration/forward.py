@@ -5,16 +5,19 @@ read once however long the text is. What a layer does is what its configuration 
 ``q4run/layers``; no family's name occurs. An observer hears what each matrix multiplies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from gguf import MODEL_TENSOR
 
 from q4run.convert.calibration.arrays import Arrays
 from q4run.convert.calibration.attention import N_QUERIES, attend, rms_norm
 from q4run.convert.calibration.weights import Weights
 from q4run.errors import Error, FormatError
 from q4run.layers.rotary import RotaryEmbedding
-from q4run.models.config import Gating, ModelConfig, MoeConfig
+from q4run.models.config import ModelConfig
+from q4run.models.parts import Attention, DenseFeedForward, Experts, Gating, Role, Tensor, by_kind
+from q4run.models.parts import FeedForward as FeedForwardPart
 
 # Hears (tensors, matrix, tokens, inputs): the matrices of that index of the named tensors multiply
 # ``inputs``, float32 (len(tokens), n_cols), which is only valid during the call; ``tokens``: their
@@ -22,6 +25,9 @@ from q4run.models.config import Gating, ModelConfig, MoeConfig
 Observer = Callable[[tuple[str, ...], int, np.ndarray, np.ndarray], None]
 # Called with how many tokens went through half a layer.
 Tick = Callable[[int], None]
+
+# Takes (tokens, inputs, observe) through one feed-forward.
+FeedForward = Callable[[np.ndarray, np.ndarray, Observer], np.ndarray]
 
 N_BATCH = 512
 # Reading a matrix takes its stored form as well, and a band of it on its way to float32.
@@ -31,16 +37,26 @@ _READ_BYTES = 64 * 2**20
 def working_bytes(config: ModelConfig, context: int) -> int:
     """What a pass takes beside the residual stream: the weights of half a layer, and its scratch
     for one window or batch."""
-    q_width, kv_width = (n * config.head_dim for n in (config.n_head, config.n_head_kv))
-    attention = 2 * config.n_embd * (q_width + kv_width)
-    scores = config.n_head // config.n_head_kv * N_QUERIES * context
-    attention += context * (4 * config.n_embd + 5 * (q_width + kv_width)) + 2 * scores
-    n_ff = max(
-        max(layer.n_ff, *((layer.moe.n_ff, layer.moe.n_ff_shared) if layer.moe else (0,)))
-        for layer in config.layers
+    attention = max(
+        _attention_values(layer.attention, config.n_embd, context) for layer in config.layers
     )
+    n_ff = max(n for layer in config.layers for n in widths(layer.feed_forward))
     feed_forward = 3 * config.n_embd * n_ff + N_BATCH * (4 * config.n_embd + 4 * n_ff)
     return 4 * max(attention, feed_forward) + _READ_BYTES
+
+
+def _attention_values(part: Attention, n_embd: int, context: int) -> int:
+    """Of four matrices, of a window's vectors, and of the scores of heads that share their keys."""
+    width = part.q_width + part.k_width
+    scores = part.n_head // part.n_head_kv * N_QUERIES * context
+    return 2 * n_embd * width + context * (4 * n_embd + 5 * width) + 2 * scores
+
+
+def widths(part: FeedForwardPart) -> list[int]:
+    """The values between gate and down, of each feed-forward of a layer."""
+    if isinstance(part, Experts):
+        return [part.n_ff, part.shared.n_ff if part.shared else 0]
+    return [part.n_ff]
 
 
 class Forward:
@@ -50,7 +66,6 @@ class Forward:
         self,
         config: ModelConfig,
         weights: Weights,
-        has_rope_factors: bool,
         windows: np.ndarray,
         arrays: Arrays,
     ) -> None:
@@ -70,37 +85,38 @@ class Forward:
         self._stream = arrays.empty(windows.size, config.n_embd)
         self._update = arrays.empty(windows.size, config.n_embd)
         factors = None
-        if has_rope_factors:
-            factors = self._vector("rope_freqs", config.rope_dim // 2).astype(np.float64)
-        self._rotation = RotaryEmbedding(config, factors)(0, windows.shape[1])[1:]
+        if config.rope_factors:
+            factors = self._vector(config.rope_factors.tensors()[0]).astype(np.float64)
+        self._positions = RotaryEmbedding(config.ropes, factors)(0, windows.shape[1])
         self._embed()
 
     def run_layer(self, i: int, observe: Observer, tick: Tick) -> None:
         """Takes all tokens through layer ``i``; layers come in order, each once."""
         self._attention(i, observe, tick)
-        layer = self._config.layers[i]
-        if layer.moe is None:
-            self._dense_feed_forward(i, observe, tick)
+        part = self._config.layers[i].feed_forward
+        if isinstance(part, Experts):
+            self._experts(i, part, observe, tick)
         else:
-            self._experts(i, layer.moe, observe, tick)
+            self._dense_feed_forward(i, part, observe, tick)
         if not np.isfinite(self._stream[-1]).all():
             raise Error(f"layer {i} gave values that are not finite numbers: the model is damaged")
 
     def run_head(self, observe: Observer) -> None:
         """What the output matrix multiplies, after the last layer."""
-        norm = self._vector("output_norm", self._config.n_embd)
+        head, n_embd = self._config.head, self._config.n_embd
+        norm = self._vector(head.tensors(n_embd)[0])
         for tokens in _batches(np.arange(self.n_tokens)):
-            observe(("output.weight",), 0, tokens, self._normed(tokens, norm))
+            observe((head.matrix(n_embd).name,), 0, tokens, self._normed(tokens, norm))
 
     def logits(self, window: int) -> np.ndarray:
         """float32 (context, n_vocab): the model's output for one window, after the last layer."""
         config = self._config
-        name = "token_embd.weight" if config.tied_embeddings else "output.weight"
+        matrix = config.head.matrix(config.n_embd)
         context = self._windows.shape[1]
         tokens = np.arange(window * context, (window + 1) * context)
-        normed = self._normed(tokens, self._vector("output_norm", config.n_embd))
+        normed = self._normed(tokens, self._vector(config.head.tensors(config.n_embd)[0]))
         logits = np.empty((context, config.n_vocab), np.float32)
-        for start, rows in self._weights.bands(name, config.n_vocab, config.n_embd):
+        for start, rows in self._weights.bands(matrix.name, *matrix.shape):
             logits[:, start : start + len(rows)] = normed @ rows.T
         return logits
 
@@ -110,122 +126,108 @@ class Forward:
         ids = self._windows.reshape(-1)
         order = np.argsort(ids, kind="stable")
         in_order = ids[order]
-        for start, rows in self._weights.bands("token_embd.weight", config.n_vocab, config.n_embd):
+        table = config.embedding.tensors(config.n_embd)[0]
+        for start, rows in self._weights.bands(table.name, *table.shape):
             first, end = np.searchsorted(in_order, (start, start + len(rows)))
             self._stream[order[first:end]] = rows[in_order[first:end] - start]
 
     def _attention(self, i: int, observe: Observer, tick: Tick) -> None:
-        config, layer = self._config, self._config.layers[i].attention
-        q_width = config.n_head * config.head_dim
-        kv_width = config.n_head_kv * config.head_dim
-        names = tuple(f"blk.{i}.attn_{part}.weight" for part in "qkv")
-        q, k, v = (
-            self._weights.matrix(name, width, config.n_embd)
-            for name, width in zip(names, (q_width, kv_width, kv_width), strict=True)
-        )
-        output_name = f"blk.{i}.attn_output.weight"
-        output = self._weights.matrix(output_name, config.n_embd, q_width)
-        norm = self._vector(f"blk.{i}.attn_norm", config.n_embd)
+        part = self._config.layers[i].attention
+        norm_tensor, *sources, output_tensor = part.tensors(self._config.n_embd, i)
+        names = tuple(tensor.name for tensor in sources)
+        q, k, v = (self._matrix(tensor) for tensor in sources)
+        output = self._matrix(output_tensor)
+        norm = self._vector(norm_tensor)
+        rotation, eps = self._positions.rotation(part.rope), self._config.rms_norm_eps
         context = self._windows.shape[1]
         for start in range(0, self.n_tokens, context):
             tokens = np.arange(start, start + context)
             x = self._normed(tokens, norm)
             observe(names, 0, tokens, x)
-            attended = attend(x @ q.T, x @ k.T, x @ v.T, config, layer, self._rotation)
-            observe((output_name,), 0, tokens, attended)
+            attended = attend(x @ q.T, x @ k.T, x @ v.T, part, eps, rotation)
+            observe((output_tensor.name,), 0, tokens, attended)
             self._stream[start : start + context] += attended @ output.T
             tick(context)
 
-    def _dense_feed_forward(self, i: int, observe: Observer, tick: Tick) -> None:
-        norm = self._vector(f"blk.{i}.ffn_norm", self._config.n_embd)
-        matrices = self._feed_forward_matrices(i, "", self._config.layers[i].n_ff)
+    def _dense_feed_forward(
+        self, i: int, part: DenseFeedForward, observe: Observer, tick: Tick
+    ) -> None:
+        norm_tensor, *tensors = part.tensors(self._config.n_embd, i)
+        norm = self._vector(norm_tensor)
+        feed_forward = self._feed_forward(tensors)
         for tokens in _batches(np.arange(self.n_tokens)):
             x = self._normed(tokens, norm)
-            self._stream[tokens] += self._feed_forward(i, "", 0, matrices, tokens, x, observe)
+            self._stream[tokens] += feed_forward(tokens, x, observe)
             tick(len(tokens))
 
-    def _experts(self, i: int, moe: MoeConfig, observe: Observer, tick: Tick) -> None:
+    def _experts(self, i: int, part: Experts, observe: Observer, tick: Tick) -> None:
         """One expert's matrices are in memory at a time; its tokens go through it in batches."""
-        config = self._config
-        norm = self._vector(f"blk.{i}.ffn_norm", config.n_embd)
-        chosen, shares = self._route(i, moe, norm, observe)
+        tensors = part.tensors(self._config.n_embd, i)
+        stacks = [tensor for tensor in tensors if tensor.role is Role.EXPERT]
+        norm = self._vector(by_kind(tensors)[MODEL_TENSOR.FFN_NORM])
+        router = by_kind(tensors)[MODEL_TENSOR.FFN_GATE_INP]
+        chosen, shares = self._route(part, router, norm, observe)
         self._update[:] = 0
-        if moe.n_ff_shared:
-            matrices = self._feed_forward_matrices(i, "_shexp", moe.n_ff_shared)
+        if part.shared:
+            shared = self._feed_forward(part.shared.tensors(self._config.n_embd, i))
             for tokens in _batches(np.arange(self.n_tokens)):
-                x = self._normed(tokens, norm)
-                self._update[tokens] = self._feed_forward(
-                    i, "_shexp", 0, matrices, tokens, x, observe
-                )
+                self._update[tokens] = shared(tokens, self._normed(tokens, norm), observe)
         n_steps = 0
-        for expert in range(moe.n_expert):
+        for expert in range(part.n_expert):
             routed, rank = np.nonzero(chosen == expert)
             if len(routed) == 0:
                 continue
-            matrices = self._feed_forward_matrices(i, "_exps", moe.n_ff, expert)
-            for part in _batches(np.arange(len(routed))):
-                tokens, share = routed[part], shares[routed[part], rank[part], None]
+            feed_forward = self._feed_forward(stacks, expert)
+            for some in _batches(np.arange(len(routed))):
+                tokens, share = routed[some], shares[routed[some], rank[some], None]
                 x = self._normed(tokens, norm)
-                if moe.gating is Gating.SIGMOID_ON_INPUT:
+                if part.gating is Gating.SIGMOID_ON_INPUT:
                     x *= share
-                y = self._feed_forward(i, "_exps", expert, matrices, tokens, x, observe)
-                self._update[tokens] += y if moe.gating is Gating.SIGMOID_ON_INPUT else y * share
+                y = feed_forward(tokens, x, observe)
+                self._update[tokens] += y if part.gating is Gating.SIGMOID_ON_INPUT else y * share
                 n_steps += len(tokens)
-                tick(n_steps // moe.n_expert_used - (n_steps - len(tokens)) // moe.n_expert_used)
+                tick(n_steps // part.n_expert_used - (n_steps - len(tokens)) // part.n_expert_used)
         self._stream += self._update
 
     def _route(
-        self, i: int, moe: MoeConfig, norm: np.ndarray, observe: Observer
+        self, part: Experts, tensor: Tensor, norm: np.ndarray, observe: Observer
     ) -> tuple[np.ndarray, np.ndarray]:
         """Every token's experts and their weights, int64 and float32 (n_tokens, n_expert_used)."""
-        name = f"blk.{i}.ffn_gate_inp.weight"
-        router = self._weights.matrix(name, moe.n_expert, self._config.n_embd)
-        chosen = np.empty((self.n_tokens, moe.n_expert_used), np.int64)
+        router = self._matrix(tensor)
+        chosen = np.empty((self.n_tokens, part.n_expert_used), np.int64)
         shares = np.empty(chosen.shape, np.float32)
         for tokens in _batches(np.arange(self.n_tokens)):
             x = self._normed(tokens, norm)
-            observe((name,), 0, tokens, x)
+            observe((tensor.name,), 0, tokens, x)
             logits = x @ router.T
-            best = np.argsort(-logits, axis=1, kind="stable")[:, : moe.n_expert_used]
+            best = np.argsort(-logits, axis=1, kind="stable")[:, : part.n_expert_used]
             chosen[tokens] = best
-            shares[tokens] = _shares(np.take_along_axis(logits, best, axis=1), moe.gating)
+            shares[tokens] = _shares(np.take_along_axis(logits, best, axis=1), part.gating)
         return chosen, shares
 
-    def _feed_forward_matrices(
-        self, i: int, suffix: str, n_ff: int, matrix: int = 0
-    ) -> tuple[np.ndarray, ...]:
-        n_embd = self._config.n_embd
-        shapes = {"gate": (n_ff, n_embd), "up": (n_ff, n_embd), "down": (n_embd, n_ff)}
-        return tuple(
-            self._weights.matrix(f"blk.{i}.ffn_{part}{suffix}.weight", *shape, matrix)
-            for part, shape in shapes.items()
-        )
+    def _feed_forward(self, tensors: Sequence[Tensor], matrix: int = 0) -> FeedForward:
+        """Reads gate, up and down, of stacks one ``matrix``; returns down(silu(gate x) * up x)."""
+        gate, up, down = (self._matrix(tensor, matrix) for tensor in tensors)
+        names = [tensor.name for tensor in tensors]
 
-    def _feed_forward(
-        self,
-        i: int,
-        suffix: str,
-        matrix: int,
-        matrices: tuple[np.ndarray, ...],
-        tokens: np.ndarray,
-        x: np.ndarray,
-        observe: Observer,
-    ) -> np.ndarray:
-        """down(silu(gate x) * up x)."""
-        gate, up, down = matrices
-        names = [f"blk.{i}.ffn_{part}{suffix}.weight" for part in ("gate", "up", "down")]
-        observe((names[0], names[1]), matrix, tokens, x)
-        gated = x @ gate.T
-        gated *= _sigmoid(gated)
-        gated *= x @ up.T
-        observe((names[2],), matrix, tokens, gated)
-        return gated @ down.T
+        def run(tokens: np.ndarray, x: np.ndarray, observe: Observer) -> np.ndarray:
+            observe((names[0], names[1]), matrix, tokens, x)
+            gated = x @ gate.T
+            gated *= _sigmoid(gated)
+            gated *= x @ up.T
+            observe((names[2],), matrix, tokens, gated)
+            return gated @ down.T
+
+        return run
 
     def _normed(self, tokens: np.ndarray, norm: np.ndarray) -> np.ndarray:
         return rms_norm(self._stream[tokens], self._config.rms_norm_eps) * norm
 
-    def _vector(self, name: str, size: int) -> np.ndarray:
-        return self._weights.matrix(f"{name}.weight", 1, size)[0]
+    def _matrix(self, tensor: Tensor, matrix: int = 0) -> np.ndarray:
+        return self._weights.matrix(tensor.name, *tensor.shape[-2:], matrix)
+
+    def _vector(self, tensor: Tensor) -> np.ndarray:
+        return self._weights.matrix(tensor.name, 1, *tensor.shape)[0]
 
 
 def _batches(tokens: np.ndarray) -> list[np.ndarray]:

@@ -1,15 +1,18 @@
 """What the decoders of all families share: sizes, attention, norms, embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import gguf
+from gguf import MODEL_TENSOR
 
 from q4run.convert.config import Config
+from q4run.convert.families.names import SourceNames
 from q4run.convert.families.rope import Rope, read_rope
 from q4run.convert.source.checkpoint import Checkpoint
-from q4run.convert.tensors import OutputTensor, Role, rope_pairs_of, rows_of, values_of
+from q4run.convert.tensors import OutputTensor, ReadRows, rope_pairs_of, rows_of, values_of
 from q4run.errors import FormatError, UnsupportedError
+from q4run.models.parts import Attention, Embedding, Head, Role, RopeFactors, Tensor
 
 
 @dataclass
@@ -34,9 +37,7 @@ class Sizes:
     n_layer: int
     n_embd: int
     n_vocab: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
+    attention: Attention
     tied: bool
     rope: Rope
 
@@ -64,9 +65,7 @@ def read_sizes(checkpoint: Checkpoint, config: Config, default_theta: float) -> 
         n_layer=n_layer,
         n_embd=n_embd,
         n_vocab=config.integer("vocab_size"),
-        n_head=n_head,
-        n_head_kv=n_head_kv,
-        head_dim=head_dim,
+        attention=Attention(n_head, n_head_kv, head_dim, head_dim),
         tied=config.flag("tie_word_embeddings", False),
         rope=read_rope(config, head_dim, default_theta),
     )
@@ -92,81 +91,75 @@ def start_metadata(
     metadata.add_context_length(config.integer("max_position_embeddings"))
     metadata.add_embedding_length(sizes.n_embd)
     metadata.add_vocab_size(sizes.n_vocab)
-    metadata.add_head_count(sizes.n_head)
-    metadata.add_head_count_kv(sizes.n_head_kv)
-    metadata.add_key_length(sizes.head_dim)
-    metadata.add_value_length(sizes.head_dim)
-    metadata.add_rope_dimension_count(sizes.head_dim)
+    attention = sizes.attention
+    metadata.add_head_count(attention.n_head)
+    metadata.add_head_count_kv(attention.n_head_kv)
+    metadata.add_key_length(attention.key_dim)
+    metadata.add_value_length(attention.value_dim)
+    metadata.add_rope_dimension_count(attention.key_dim)
     metadata.add_rope_freq_base(sizes.rope.theta)
     metadata.add_layer_norm_rms_eps(config.number("rms_norm_eps", default_eps))
     return metadata
 
 
-def start_tensors(checkpoint: Checkpoint, sizes: Sizes, prefix: str = "") -> Iterator[OutputTensor]:
-    """The tensors that belong to no layer."""
-    matrix = (sizes.n_vocab, sizes.n_embd)
-    embedding = checkpoint.claim(f"{prefix}model.embed_tokens.weight", matrix)
-    yield OutputTensor("token_embd.weight", matrix, Role.EMBEDDING, rows_of(embedding))
-    # Where the two are tied, a checkpoint may hold the matrix a second time; it is not read.
-    head = f"{prefix}lm_head.weight"
-    if not sizes.tied or head in checkpoint.tensors:
-        output = checkpoint.claim(head, matrix)
-        if not sizes.tied:
-            yield OutputTensor("output.weight", matrix, Role.OUTPUT, rows_of(output))
-    yield norm(checkpoint, "output_norm", f"{prefix}model.norm", sizes.n_embd)
+def start_tensors(
+    checkpoint: Checkpoint, sizes: Sizes, names: SourceNames
+) -> Iterator[OutputTensor]:
+    """Yields the tensors that belong to no layer."""
+    table = Embedding(sizes.n_vocab).tensors(sizes.n_embd)[0]
+    yield stored(checkpoint, table, names)
+    norm, *matrix = Head(sizes.n_vocab, sizes.tied).tensors(sizes.n_embd)
+    if sizes.tied:
+        # A checkpoint may hold the matrix a second time; it is not read.
+        again = names.of(Head(sizes.n_vocab, tied=False).matrix(sizes.n_embd))
+        if again in checkpoint.tensors:
+            checkpoint.claim(again, table.shape)
+    for tensor in (*matrix, norm):
+        yield stored(checkpoint, tensor, names)
     if sizes.rope.factors is not None:
-        shape = sizes.rope.factors.shape
-        read = values_of(sizes.rope.factors)
-        yield OutputTensor("rope_freqs.weight", shape, Role.ROPE_FACTORS, read)
+        factors = RopeFactors(2 * len(sizes.rope.factors)).tensors()[0]
+        yield output_tensor(factors, values_of(sizes.rope.factors))
 
 
 def attention_tensors(
-    checkpoint: Checkpoint, sizes: Sizes, layer: int, base: str, *, pair_rows: bool
+    checkpoint: Checkpoint, sizes: Sizes, layer: int, names: SourceNames, *, pair_rows: bool
 ) -> Iterator[OutputTensor]:
-    """Norms and the four attention matrices of the layer whose names begin with ``base``.
+    """Yields what a layer's attention reads.
 
     ``pair_rows``: reorder query and key rows for RoPE over adjacent pairs.
     """
-    yield norm(checkpoint, f"blk.{layer}.attn_norm", f"{base}.input_layernorm", sizes.n_embd)
-    n_query = sizes.n_head * sizes.head_dim
-    n_kv = sizes.n_head_kv * sizes.head_dim
-    for name, source, shape in (
-        ("attn_q", "q_proj", (n_query, sizes.n_embd)),
-        ("attn_k", "k_proj", (n_kv, sizes.n_embd)),
-        ("attn_v", "v_proj", (n_kv, sizes.n_embd)),
-        ("attn_output", "o_proj", (sizes.n_embd, n_query)),
-    ):
-        stored = checkpoint.claim(f"{base}.self_attn.{source}.weight", shape)
-        reorder = pair_rows and name in ("attn_q", "attn_k")
-        read = rope_pairs_of(stored, sizes.head_dim) if reorder else rows_of(stored)
-        yield OutputTensor(f"blk.{layer}.{name}.weight", shape, Role.MATRIX, read)
-    source = f"{base}.post_attention_layernorm"
-    yield norm(checkpoint, f"blk.{layer}.ffn_norm", source, sizes.n_embd)
+    for tensor in sizes.attention.tensors(sizes.n_embd, layer):
+        if pair_rows and tensor.kind in (MODEL_TENSOR.ATTN_Q, MODEL_TENSOR.ATTN_K):
+            source = checkpoint.claim(names.of(tensor), tensor.shape)
+            yield output_tensor(tensor, rope_pairs_of(source, sizes.attention.key_dim))
+        else:
+            yield stored(checkpoint, tensor, names)
 
 
-def dense_ffn(
-    checkpoint: Checkpoint, layer: int, base: str, n_embd: int, n_ff: int, suffix: str = ""
+def stored(checkpoint: Checkpoint, tensor: Tensor, names: SourceNames) -> OutputTensor:
+    """Claims what the checkpoint stores for a declared tensor, row by row."""
+    return output_tensor(tensor, rows_of(checkpoint.claim(names.of(tensor), tensor.shape)))
+
+
+def output_tensor(tensor: Tensor, read: ReadRows, *, whole: bool = False) -> OutputTensor:
+    """Makes a declared tensor one to be written, with what reads its rows."""
+    return OutputTensor(tensor.name, tensor.shape, tensor.role, read, whole=whole)
+
+
+def with_experts(
+    checkpoint: Checkpoint,
+    tensors: Iterable[Tensor],
+    names: SourceNames,
+    reads: Mapping[MODEL_TENSOR, ReadRows],
+    *,
+    whole: bool = False,
 ) -> Iterator[OutputTensor]:
-    """The gate, up and down matrices whose names begin with ``base``."""
-    for name, shape in (
-        ("gate", (n_ff, n_embd)),
-        ("up", (n_ff, n_embd)),
-        ("down", (n_embd, n_ff)),
-    ):
-        read = rows_of(checkpoint.claim(f"{base}.{name}_proj.weight", shape))
-        yield OutputTensor(f"blk.{layer}.ffn_{name}{suffix}.weight", shape, Role.MATRIX, read)
+    """Yields a part's tensors: stacks of experts as ``reads`` has them, the others as stored.
 
-
-def router(
-    checkpoint: Checkpoint, layer: int, source: str, n_expert: int, n_embd: int
-) -> OutputTensor:
-    """The matrix that scores the experts."""
-    shape = (n_expert, n_embd)
-    read = rows_of(checkpoint.claim(source, shape))
-    return OutputTensor(f"blk.{layer}.ffn_gate_inp.weight", shape, Role.ROUTER, read)
-
-
-def norm(checkpoint: Checkpoint, name: str, source: str, n_embd: int) -> OutputTensor:
-    """The weights of an RMS norm."""
-    read = rows_of(checkpoint.claim(f"{source}.weight", (n_embd,)))
-    return OutputTensor(f"{name}.weight", (n_embd,), Role.NORM, read)
+    ``whole`` is as `OutputTensor` has it, for the stacks.
+    """
+    for tensor in tensors:
+        if tensor.role is Role.EXPERT:
+            yield output_tensor(tensor, reads[tensor.kind], whole=whole)
+        else:
+            yield stored(checkpoint, tensor, names)

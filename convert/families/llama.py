@@ -7,14 +7,16 @@ from q4run.convert.families.decoder import (
     Plan,
     Sizes,
     attention_tensors,
-    dense_ffn,
     read_sizes,
     start_metadata,
     start_tensors,
+    stored,
 )
+from q4run.convert.families.names import SourceNames
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor
 from q4run.errors import UnsupportedError
+from q4run.models.parts import DenseFeedForward
 
 IGNORABLE = r"rotary_emb\.inv_freq$"
 
@@ -40,8 +42,9 @@ def refuse_sliding_window(config: Config) -> None:
 
 
 def _tensors(checkpoint: Checkpoint, sizes: Sizes, n_ff: int) -> Iterator[OutputTensor]:
-    yield from start_tensors(checkpoint, sizes)
+    names = SourceNames(checkpoint, "llama", sizes.n_layer)
+    yield from start_tensors(checkpoint, sizes, names)
     for layer in range(sizes.n_layer):
-        base = f"model.layers.{layer}"
-        yield from attention_tensors(checkpoint, sizes, layer, base, pair_rows=True)
-        yield from dense_ffn(checkpoint, layer, f"{base}.mlp", sizes.n_embd, n_ff)
+        yield from attention_tensors(checkpoint, sizes, layer, names, pair_rows=True)
+        for tensor in DenseFeedForward(n_ff).tensors(sizes.n_embd, layer):
+            yield stored(checkpoint, tensor, names)

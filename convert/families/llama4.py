@@ -1,22 +1,21 @@
 """Llama 4, the text part: Scout and Maverick forms, also within the image-and-text checkpoint."""
 
-from collections.abc import Iterator
-
 import gguf
+from gguf import MODEL_TENSOR
 
 from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
     Plan,
-    Sizes,
     attention_tensors,
-    dense_ffn,
     read_sizes,
-    router,
     start_metadata,
     start_tensors,
+    stored,
+    with_experts,
 )
+from q4run.convert.families.names import SourceNames
 from q4run.convert.source.checkpoint import Checkpoint
-from q4run.convert.tensors import OutputTensor, ReadRows, Role, columns_of, rows_of, stack_of
+from q4run.convert.tensors import ReadRows, columns_of, rows_of, stack_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.models.llama4 import (
     CHUNK_SIZE,
@@ -25,8 +24,10 @@ from q4run.models.llama4 import (
     TEMPERATURE_LENGTH,
     TEMPERATURE_SCALE,
 )
+from q4run.models.parts import DenseFeedForward, Experts, Gating, SharedExpert
 
 VISION = r"^(vision_model|multi_modal_projector)\."
+_STACKS = (MODEL_TENSOR.FFN_GATE_EXP, MODEL_TENSOR.FFN_UP_EXP, MODEL_TENSOR.FFN_DOWN_EXP)
 IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
 
 
@@ -55,15 +56,21 @@ def plan_llama4(checkpoint: Checkpoint) -> Plan:
     metadata.add_interleave_moe_layer_step(moe_step)
     notes = _add_own_keys(metadata, config, sizes.n_layer, n_expert)
 
-    tensors = list(start_tensors(checkpoint, sizes, prefix))
+    names = SourceNames(checkpoint, "llama4", sizes.n_layer, prefix)
+    dense = DenseFeedForward(n_ff_dense)
+    gating, shared = Gating.SIGMOID_ON_INPUT, SharedExpert(n_ff_expert)
+    experts = Experts(n_expert, n_used, n_ff_expert, gating, shared)
+    tensors = list(start_tensors(checkpoint, sizes, names))
     for layer in range(sizes.n_layer):
-        base = f"{prefix}model.layers.{layer}"
-        tensors += attention_tensors(checkpoint, sizes, layer, base, pair_rows=False)
-        ffn = f"{base}.feed_forward"
+        tensors += attention_tensors(checkpoint, sizes, layer, names, pair_rows=False)
         if (layer + 1) % moe_step:
-            tensors += dense_ffn(checkpoint, layer, ffn, sizes.n_embd, n_ff_dense)
+            declared = dense.tensors(sizes.n_embd, layer)
+            tensors += [stored(checkpoint, tensor, names) for tensor in declared]
         else:
-            tensors += _experts(checkpoint, sizes, layer, ffn, n_expert, n_ff_expert)
+            base = f"{prefix}model.layers.{layer}.feed_forward.experts"
+            reads, whole = _experts(checkpoint, experts, sizes.n_embd, base)
+            declared = experts.tensors(sizes.n_embd, layer)
+            tensors += with_experts(checkpoint, declared, names, reads, whole=whole)
     left_out = checkpoint.check_all_claimed(IGNORABLE)
     n_vision = sum("rotary_emb" not in name for name in left_out)
     if n_vision:
@@ -157,47 +164,36 @@ def _chunked_layers(config: Config, rope_layers: list[int]) -> list[int]:
 
 
 def _experts(
-    checkpoint: Checkpoint, sizes: Sizes, layer: int, base: str, n_expert: int, n_ff: int
-) -> Iterator[OutputTensor]:
-    """Router, routed experts and shared expert.
+    checkpoint: Checkpoint, part: Experts, n_embd: int, base: str
+) -> tuple[dict[MODEL_TENSOR, ReadRows], bool]:
+    """How the stacks of routed experts are read, and whether a read costs a whole matrix.
 
-    A checkpoint in bf16 has the routed ones as stacks stored input-major. One in fp8, as Maverick's
-    is, has a matrix per expert and projection; one in mxfp4 has stacks stored output-major, as all
-    matrices are in blocks.
+    A checkpoint in bf16 has stacks stored input-major. One in fp8, as Maverick's is, has a matrix
+    per expert and projection; one in mxfp4 has stacks stored output-major, as all matrices are in
+    blocks.
     """
-    n_embd = sizes.n_embd
-    yield router(checkpoint, layer, f"{base}.router.weight", n_expert, n_embd)
-    experts = f"{base}.experts"
-    reads: tuple[ReadRows, ReadRows, ReadRows]
-    whole = False
-    if checkpoint.has(f"{experts}.0.gate_proj.weight"):
+    n_expert, n_ff = part.n_expert, part.n_ff
+    if checkpoint.has(f"{base}.0.gate_proj.weight"):
         checkpoint.check_count("num_local_experts", n_expert)
         reads = (
-            _separate(checkpoint, experts, "gate_proj", n_expert, (n_ff, n_embd)),
-            _separate(checkpoint, experts, "up_proj", n_expert, (n_ff, n_embd)),
-            _separate(checkpoint, experts, "down_proj", n_expert, (n_embd, n_ff)),
+            _separate(checkpoint, base, "gate_proj", n_expert, (n_ff, n_embd)),
+            _separate(checkpoint, base, "up_proj", n_expert, (n_ff, n_embd)),
+            _separate(checkpoint, base, "down_proj", n_expert, (n_embd, n_ff)),
         )
-    elif f"{experts}.gate_up_proj_blocks" in checkpoint.tensors:
-        gate_up = checkpoint.claim(f"{experts}.gate_up_proj", (n_expert, 2 * n_ff, n_embd))
-        down = checkpoint.claim(f"{experts}.down_proj", (n_expert, n_embd, n_ff))
+        return dict(zip(_STACKS, reads, strict=True)), False
+    if f"{base}.gate_up_proj_blocks" in checkpoint.tensors:
+        gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, 2 * n_ff, n_embd))
+        down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_embd, n_ff))
         reads = (
             rows_of(gate_up, rows_per_matrix=2 * n_ff),
             rows_of(gate_up, first_row=n_ff, rows_per_matrix=2 * n_ff),
             rows_of(down, rows_per_matrix=n_embd),
         )
-    else:
-        gate_up = checkpoint.claim(f"{experts}.gate_up_proj", (n_expert, n_embd, 2 * n_ff))
-        down = checkpoint.claim(f"{experts}.down_proj", (n_expert, n_ff, n_embd))
-        reads = (columns_of(gate_up), columns_of(gate_up, first_column=n_ff), columns_of(down))
-        whole = True
-    for name, n_rows, n_cols, read in (
-        ("gate", n_ff, n_embd, reads[0]),
-        ("up", n_ff, n_embd, reads[1]),
-        ("down", n_embd, n_ff, reads[2]),
-    ):
-        name = f"blk.{layer}.ffn_{name}_exps.weight"
-        yield OutputTensor(name, (n_expert, n_rows, n_cols), Role.EXPERT, read, whole=whole)
-    yield from dense_ffn(checkpoint, layer, f"{base}.shared_expert", n_embd, n_ff, suffix="_shexp")
+        return dict(zip(_STACKS, reads, strict=True)), False
+    gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, n_embd, 2 * n_ff))
+    down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_ff, n_embd))
+    reads = (columns_of(gate_up), columns_of(gate_up, first_column=n_ff), columns_of(down))
+    return dict(zip(_STACKS, reads, strict=True)), True
 
 
 def _separate(

@@ -1,19 +1,28 @@
 """Mixtral: Llama with routed experts in every layer."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+
+from gguf import MODEL_TENSOR
 
 from q4run.convert.families.decoder import (
     Plan,
-    Sizes,
     attention_tensors,
     read_sizes,
-    router,
     start_metadata,
     start_tensors,
+    with_experts,
 )
 from q4run.convert.families.llama import IGNORABLE, refuse_sliding_window
+from q4run.convert.families.names import SourceNames
 from q4run.convert.source.checkpoint import Checkpoint
-from q4run.convert.tensors import OutputTensor, ReadRows, Role, rows_of, stack_of
+from q4run.convert.tensors import ReadRows, rows_of, stack_of
+from q4run.models.parts import Experts, Gating, Role, Tensor
+
+_SOURCES = {
+    MODEL_TENSOR.FFN_GATE_EXP: "w1",
+    MODEL_TENSOR.FFN_UP_EXP: "w3",
+    MODEL_TENSOR.FFN_DOWN_EXP: "w2",
+}
 
 
 def plan_mixtral(checkpoint: Checkpoint) -> Plan:
@@ -31,51 +40,49 @@ def plan_mixtral(checkpoint: Checkpoint) -> Plan:
     metadata.add_expert_count(n_expert)
     metadata.add_expert_used_count(n_used)
 
-    tensors = list(start_tensors(checkpoint, sizes))
+    names = SourceNames(checkpoint, "llama", sizes.n_layer)
+    experts = Experts(n_expert, n_used, n_ff, Gating.SOFTMAX)
+    tensors = list(start_tensors(checkpoint, sizes, names))
     for layer in range(sizes.n_layer):
         base = f"model.layers.{layer}"
-        tensors += attention_tensors(checkpoint, sizes, layer, base, pair_rows=True)
+        tensors += attention_tensors(checkpoint, sizes, layer, names, pair_rows=True)
         # Files hold a matrix per expert; a state dict taken from transformers 5 holds stacks.
         if checkpoint.has(f"{base}.mlp.experts.gate_up_proj"):
-            tensors += _stacked_experts(checkpoint, sizes, layer, n_ff, n_expert)
+            reads = _stacked_experts(checkpoint, experts, sizes.n_embd, f"{base}.mlp.experts")
         else:
             checkpoint.check_count("num_local_experts", n_expert)
-            tensors += _separate_experts(checkpoint, sizes, layer, n_ff, n_expert)
+            stacks = [t for t in experts.tensors(sizes.n_embd, layer) if t.role is Role.EXPERT]
+            reads = _separate_experts(checkpoint, stacks, f"{base}.block_sparse_moe.experts")
+        declared = experts.tensors(sizes.n_embd, layer)
+        tensors += with_experts(checkpoint, declared, names, reads)
     checkpoint.check_all_claimed(IGNORABLE)
     return Plan(metadata, tensors, sizes.n_vocab, config)
 
 
 def _separate_experts(
-    checkpoint: Checkpoint, sizes: Sizes, layer: int, n_ff: int, n_expert: int
-) -> Iterator[OutputTensor]:
-    base = f"model.layers.{layer}.block_sparse_moe"
-    yield router(checkpoint, layer, f"{base}.gate.weight", n_expert, sizes.n_embd)
-    for name, source, shape in (
-        ("gate", "w1", (n_ff, sizes.n_embd)),
-        ("up", "w3", (n_ff, sizes.n_embd)),
-        ("down", "w2", (sizes.n_embd, n_ff)),
-    ):
-        experts = [
-            checkpoint.claim(f"{base}.experts.{expert}.{source}.weight", shape)
-            for expert in range(n_expert)
-        ]
-        yield _experts(layer, name, (n_expert, *shape), stack_of(experts))
+    checkpoint: Checkpoint, stacks: Sequence[Tensor], base: str
+) -> dict[MODEL_TENSOR, ReadRows]:
+    """A matrix per expert and projection."""
+    return {
+        stack.kind: stack_of(
+            [
+                checkpoint.claim(f"{base}.{expert}.{_SOURCES[stack.kind]}.weight", stack.shape[1:])
+                for expert in range(stack.shape[0])
+            ]
+        )
+        for stack in stacks
+    }
 
 
 def _stacked_experts(
-    checkpoint: Checkpoint, sizes: Sizes, layer: int, n_ff: int, n_expert: int
-) -> Iterator[OutputTensor]:
-    base = f"model.layers.{layer}.mlp"
-    yield router(checkpoint, layer, f"{base}.gate.weight", n_expert, sizes.n_embd)
-    gate_up = checkpoint.claim(f"{base}.experts.gate_up_proj", (n_expert, 2 * n_ff, sizes.n_embd))
-    shape = (n_expert, n_ff, sizes.n_embd)
-    for name, first_row in (("gate", 0), ("up", n_ff)):
-        read = rows_of(gate_up, first_row=first_row, rows_per_matrix=2 * n_ff)
-        yield _experts(layer, name, shape, read)
-    shape = (n_expert, sizes.n_embd, n_ff)
-    down = checkpoint.claim(f"{base}.experts.down_proj", shape)
-    yield _experts(layer, "down", shape, rows_of(down, rows_per_matrix=sizes.n_embd))
-
-
-def _experts(layer: int, name: str, shape: tuple[int, int, int], read: ReadRows) -> OutputTensor:
-    return OutputTensor(f"blk.{layer}.ffn_{name}_exps.weight", shape, Role.EXPERT, read)
+    checkpoint: Checkpoint, part: Experts, n_embd: int, base: str
+) -> dict[MODEL_TENSOR, ReadRows]:
+    """One stack of gate and up together, and one of down."""
+    n_expert, n_ff = part.n_expert, part.n_ff
+    gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, 2 * n_ff, n_embd))
+    down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_embd, n_ff))
+    return {
+        MODEL_TENSOR.FFN_GATE_EXP: rows_of(gate_up, rows_per_matrix=2 * n_ff),
+        MODEL_TENSOR.FFN_UP_EXP: rows_of(gate_up, first_row=n_ff, rows_per_matrix=2 * n_ff),
+        MODEL_TENSOR.FFN_DOWN_EXP: rows_of(down, rows_per_matrix=n_embd),
+    }

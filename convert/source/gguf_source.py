@@ -17,10 +17,11 @@ from gguf.gguf_writer import GGUFValue
 
 from q4run.convert.blocks import Blocks
 from q4run.convert.source.safetensors_file import read_fully
-from q4run.convert.tensors import OutputTensor, PlannedTensor, Role, Rows, rows_of
+from q4run.convert.tensors import OutputTensor, PlannedTensor, Rows, rows_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import Format, find_format
+from q4run.models.names import role_of
 
 # Written anew for the output, or of the source's layout only.
 REPLACED_KEYS = re.compile(
@@ -32,10 +33,6 @@ FLOATS: Mapping[str, np.dtype] = {
     "f16": np.dtype("<f2"),
     "bf16": np.dtype(ml_dtypes.bfloat16),
 }
-# Small tables that are read value by value: llama.cpp too never quantises them.
-TABLES = re.compile(
-    r"ssm_conv1d|shortconv\.conv|time_mix_|pos_embd|position_embd|token_types|attn_rel_b|altup|laurel"
-)
 
 
 @dataclass(frozen=True)
@@ -139,24 +136,6 @@ def _output_tensor(path: Path, tensor: GGUFTensor) -> OutputTensor:
     read = rows_of(tensor, rows_per_matrix=shape[-2] if len(shape) > 1 else 1)
     stored = None if tensor.fmt.name in FLOATS else tensor.fmt
     return OutputTensor(tensor.name, shape, role_of(tensor.name, len(shape)), read, stored=stored)
-
-
-def role_of(name: str, n_dimensions: int) -> Role:
-    """What a tensor of this GGUF name does."""
-    kind = name.removesuffix(".weight").rpartition(".")[2]
-    if kind.startswith(("rope_freqs", "rope_factors")):
-        return Role.ROPE_FACTORS
-    if n_dimensions < 2 or not name.endswith(".weight") or "_norm" in kind:
-        return Role.NORM
-    if TABLES.search(name):
-        return Role.NORM
-    if kind.startswith("ffn_gate_inp"):
-        return Role.ROUTER
-    if kind == "token_embd":
-        return Role.EMBEDDING
-    if kind == "output":
-        return Role.OUTPUT
-    return Role.EXPERT if kind.endswith("_exps") else Role.MATRIX
 
 
 def _copied_value(file: GGUFFile, key: str, value_type: gguf.GGUFValueType) -> GGUFValue | None:

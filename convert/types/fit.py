@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from q4run.convert.tensors import OutputTensor, PlannedTensor, Role, padded
+from q4run.convert.tensors import OutputTensor, PlannedTensor, padded
 from q4run.convert.types.importance import Importance
 from q4run.convert.types.recipe import first_that_fits, is_vector, named
 from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
 from q4run.kernels.formats import Format
+from q4run.models.parts import Role
 from q4run.sizes import format_size
 
 CANDIDATES = ("f16", "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q3_k", "q2_k", "q4_0", "iq4_nl")
@@ -28,10 +29,11 @@ EXPERT_CANDIDATES = (*CANDIDATES, "tq2_0", "tq1_0")
 # Loss per relative squared error by the use of a tensor: of one in every layer, in units of
 # attn_v's, and of what there is once, in as many as there are layers. Means over two models of 30
 # and 22 M parameters (python -m q4run.bench.measure.sensitivity).
+UNIT = "attn_v"
 SENSITIVITY = {
     "attn_q": 0.4,
     "attn_k": 0.3,
-    "attn_v": 1.0,
+    UNIT: 1.0,
     "attn_output": 0.65,
     "ffn_gate": 0.35,
     "ffn_up": 0.25,

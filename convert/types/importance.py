@@ -7,8 +7,9 @@ import gguf
 import numpy as np
 
 from q4run.convert.calibration.imatrix import Entry, ImportanceMatrix
-from q4run.convert.tensors import OutputTensor, PlannedTensor, Role
+from q4run.convert.tensors import OutputTensor, PlannedTensor
 from q4run.errors import FormatError
+from q4run.models.parts import Role
 
 QUANTISED = (Role.OUTPUT, Role.MATRIX, Role.EXPERT)
 # Types that hold floats: nothing is weighed there.

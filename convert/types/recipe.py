@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import gguf
 
-from q4run.convert.tensors import OutputTensor, PlannedTensor, Role
+from q4run.convert.tensors import OutputTensor, PlannedTensor
 from q4run.errors import Error, UnsupportedError
 from q4run.kernels.formats import Format, find_format_named
+from q4run.models.parts import Role
 
 FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32,

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from q4run.convert.tensors import PlannedTensor, Role
+from q4run.convert.tensors import PlannedTensor
 from q4run.convert.types.recipe import TERNARY, named
 from q4run.convert.types.sampling import relative_error, sample_rows
+from q4run.models.parts import Role
 
 # Rounding of the scales to f16 leaves less.
 NO_LOSS = 1e-6

@@ -7,41 +7,43 @@ import numpy as np
 from q4run.errors import UnsupportedError
 from q4run.kernels.attention.attend import MAX_HEAD_DIM
 from q4run.kernels.attention.kv_values import row_length
-from q4run.models.config import LayerConfig, ModelConfig
+from q4run.models.config import ModelConfig
+from q4run.models.parts import Attention
 
 # What the rows are made of: f16 as bit patterns, q8_0 as the bytes of GGUF's blocks.
 KV_TYPES = {"f16": np.uint16, "f32": np.float32, "q8_0": np.uint8}
 _CACHE_LINE = 64
 
 
-def layer_capacity(layer: LayerConfig, context: int) -> int:
-    """Positions a layer stores: a chunked layer never needs more than its current chunk."""
-    return min(context, layer.attention.chunk_size or context)
-
-
 def cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """What a cache for ``context`` positions takes."""
     dtype = np.dtype(KV_TYPES[kv_type])
-    position = 2 * config.n_head_kv * row_length(config.head_dim, dtype) * dtype.itemsize
-    return position * sum(layer_capacity(layer, context) for layer in config.layers)
+    kept = (layer.attention.kept(context) for layer in config.layers)
+    n_values = sum(
+        rows.n_positions
+        * rows.n_head_kv
+        * (row_length(rows.key_dim, dtype) + row_length(rows.value_dim, dtype))
+        for rows in kept
+    )
+    return n_values * dtype.itemsize
 
 
 class LayerCache:
     """One layer's keys and values: (n_head_kv, capacity, row) each, a row as long as
     ``row_length`` says."""
 
-    def __init__(self, config: ModelConfig, layer: LayerConfig, context: int, kv_type: str) -> None:
-        if config.head_dim > MAX_HEAD_DIM:
+    def __init__(self, part: Attention, context: int, kv_type: str) -> None:
+        if part.key_dim > MAX_HEAD_DIM:
             raise UnsupportedError(
-                f"the model's heads have {config.head_dim} channels; q4run's attention takes at"
+                f"the model's heads have {part.key_dim} channels; q4run's attention takes at"
                 f" most {MAX_HEAD_DIM}"
             )
         dtype = np.dtype(KV_TYPES[kv_type])
-        row = row_length(config.head_dim, dtype)
-        shape = (config.n_head_kv, layer_capacity(layer, context), row)
+        kept = part.kept(context)
+        shape = (kept.n_head_kv, kept.n_positions, row_length(kept.key_dim, dtype))
         self.keys = _aligned_zeros(shape, dtype)
         self.values = _aligned_zeros(shape, dtype)
-        self._chunk_size = layer.attention.chunk_size
+        self._chunk_size = part.chunk_size
 
     def place(self, position: int) -> int:
         """The index in a head's rows at which a pass writes that begins at ``position``.
@@ -65,7 +67,7 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, context: int, kv_type: str) -> None:
         self.context = context
-        self.layers = [LayerCache(config, layer, context, kv_type) for layer in config.layers]
+        self.layers = [LayerCache(layer.attention, context, kv_type) for layer in config.layers]
         self.length = 0
         self._last_written = -1
         chunk_sizes = {layer.attention.chunk_size for layer in config.layers} - {None}

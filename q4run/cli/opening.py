@@ -82,7 +82,7 @@ def _say_what_was_chosen(model: Model) -> None:
     from q4run.sizes import format_size
 
     plan, config = model.plan, model.config
-    n_experts = max((layer.moe.n_expert for layer in config.layers if layer.moe), default=0)
+    n_experts = max((part.n_expert for part in config.experts.values()), default=0)
     shape = f"{config.architecture}, {len(config.layers)} layers"
     parts = f": dense {format_size(plan.dense)}, KV {format_size(plan.kv)}"
     threads = f"{model.threads} thread" + "s" * (model.threads > 1)

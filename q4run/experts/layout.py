@@ -10,7 +10,8 @@ from q4run.gguf_file import GGUFFile
 from q4run.kernels.formats import Format
 from q4run.kernels.products.products import matrix_record
 from q4run.kernels.products.strips import padded_rows
-from q4run.models.config import ModelConfig, MoeConfig
+from q4run.models.config import ModelConfig
+from q4run.models.parts import Experts, Role
 from q4run.weights import checked_tensor, format_of
 
 _ALIGNMENT = 64  # of a matrix in a slot: whole cache lines
@@ -68,34 +69,28 @@ def read_layout(file: GGUFFile, config: ModelConfig) -> ExpertLayout:
     """Finds every expert; FormatError where a tensor's shape is not what the model says."""
     layers = {}
     slot_bytes = n_expert = n_experts = n_bytes = 0
-    for i, layer in enumerate(config.layers):
-        if layer.moe is None:
-            continue
-        matrices, needed = _layer_matrices(file, i, config.n_embd, layer.moe)
+    for i, experts in config.experts.items():
+        matrices, needed = _layer_matrices(file, experts, config.n_embd, i)
         layers[i] = matrices
         slot_bytes = max(slot_bytes, needed)
-        n_expert = max(n_expert, layer.moe.n_expert)
-        n_experts += layer.moe.n_expert
-        n_bytes += layer.moe.n_expert * sum(matrix.n_bytes for matrix in matrices)
+        n_expert = max(n_expert, experts.n_expert)
+        n_experts += experts.n_expert
+        n_bytes += experts.n_expert * sum(matrix.n_bytes for matrix in matrices)
     return ExpertLayout(layers, slot_bytes, n_expert, n_experts, n_bytes)
 
 
 def _layer_matrices(
-    file: GGUFFile, i: int, n_embd: int, moe: MoeConfig
+    file: GGUFFile, experts: Experts, n_embd: int, i: int
 ) -> tuple[tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix], int]:
     """A layer's matrices and the bytes of slot they take."""
     matrices = []
     slot_offset = 0
-    for name, n_rows, n_cols in (
-        ("gate", moe.n_ff, n_embd),
-        ("up", moe.n_ff, n_embd),
-        ("down", n_embd, moe.n_ff),
-    ):
-        shape = (moe.n_expert, n_rows, n_cols)
-        tensor = checked_tensor(file, f"blk.{i}.ffn_{name}_exps.weight", shape)
-        fmt = format_of(tensor)
+    for declared in experts.tensors(n_embd, i):
+        if declared.role is not Role.EXPERT:
+            continue
+        tensor = checked_tensor(file, declared)
         matrix = ExpertMatrix(
-            tensor.path, fmt, moe.n_expert, n_rows, n_cols, tensor.offset, slot_offset
+            tensor.path, format_of(tensor), *tensor.shape, tensor.offset, slot_offset
         )
         matrices.append(matrix)
         slot_offset += matrix.slot_bytes

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from gguf import MODEL_TENSOR
+
 from q4run.errors import Error, FormatError
 from q4run.gguf_file import GGUFFile
 from q4run.models import FAMILIES, read_config
 from q4run.models.config import ModelConfig
+from q4run.models.parts import tensor_name
 
 
 def attention_facts(model: GGUFFile, architecture: str | None) -> dict[str, Any] | None:
@@ -36,14 +39,14 @@ def _config(model: GGUFFile, architecture: str | None) -> ModelConfig | None:
 def _of_config(config: ModelConfig) -> dict[str, Any]:
     attention = [layer.attention for layer in config.layers]
     chunks = {a.chunk_size for a in attention if a.chunk_size is not None}
+    ropes = config.ropes
     return {
-        "heads": config.n_head,
-        "kv_heads": config.n_head_kv,
-        "head_dim": config.head_dim,
-        "rope_base": config.rope_theta,
-        "rope_dim": config.rope_dim,
+        "heads": max(a.n_head for a in attention),
+        "kv_heads": max(a.n_head_kv for a in attention),
+        "head_dim": max(a.key_dim for a in attention),
+        **({"rope_base": ropes[0].theta, "rope_dim": ropes[0].dim} if ropes else {}),
         "layers": len(attention),
-        "rope_layers": sum(a.rope for a in attention),
+        "rope_layers": sum(a.rope is not None for a in attention),
         "chunked_layers": sum(a.chunk_size is not None for a in attention),
         "chunk_size": max(chunks, default=None),
     }
@@ -73,7 +76,7 @@ def _of_keys(model: GGUFFile, architecture: str) -> dict[str, Any]:
             "factor": known(model.get_float, "rope.scaling.factor"),
             "original_context_length": known(model.get_int, "rope.scaling.original_context_length"),
         },
-        "rope_factors": "rope_freqs.weight" in model.tensors,
+        "rope_factors": tensor_name(MODEL_TENSOR.ROPE_FREQS) in model.tensors,
         "layers": None,
         "rope_layers": None,
         "chunked_layers": None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,32 +11,11 @@ from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.inspection.attention import attention_facts
 from q4run.models import FAMILIES
+from q4run.models.names import CLASSES, EXPERTS, tensor_class
 
-EXPERTS = "experts"
-
-# What a tensor is for, by its name in llama.cpp's naming; the first match counts.
-_CLASSES = (
-    ("embedding", r"token_embd|token_types|position_embd"),
-    ("norms", r".*_norm(_\d+)?"),
-    ("attention", r"attn_.*"),
-    ("router", r"ffn_gate_inp|exp_probs_b"),
-    ("shared experts", r"ffn_.*_shexp"),
-    (EXPERTS, r"ffn_.*_exps|ffn_(gate|up|down)\.\d+"),
-    ("dense ffn", r"ffn_.*"),
-    ("output", r"output|cls.*"),
-    ("other", r".*"),
-)
-_CLASS_PATTERNS = tuple((name, re.compile(pattern, re.DOTALL)) for name, pattern in _CLASSES)
 # What llama.cpp's quantize (and convert --imatrix) notes, and what convert --calibrate does.
 _IMATRIX_NOTES = {"file": str, "dataset": str, "entries_count": int, "chunks_count": int}
 _CALIBRATION_NOTES = {"dataset": str, "chunks_count": int, "tokens": str}
-_NAME_AFFIXES = re.compile(r"^blk\.\d+\.|\.(weight|bias|scale)$")
-
-
-def tensor_class(name: str) -> str:
-    """The part of the model that a tensor belongs to, e.g. "attention" or "experts"."""
-    stem = _NAME_AFFIXES.sub("", name)
-    return next(label for label, pattern in _CLASS_PATTERNS if pattern.fullmatch(stem))
 
 
 def summarize(model: GGUFFile, *, list_tensors: bool = False) -> dict[str, Any]:
@@ -52,7 +30,7 @@ def summarize(model: GGUFFile, *, list_tensors: bool = False) -> dict[str, Any]:
     "tensors", in file order. Reads no tensor data.
     """
     architecture = _known(model.get_str, "general.architecture")
-    by_class: dict[str, list[TensorInfo]] = {label: [] for label, _ in _CLASSES}
+    by_class: dict[str, list[TensorInfo]] = {label: [] for label in CLASSES}
     for tensor in model.tensors.values():
         by_class[tensor_class(tensor.name)].append(tensor)
     experts = _experts(model, architecture)

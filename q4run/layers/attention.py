@@ -1,14 +1,16 @@
 """Attention: records of addresses over the workspace, run by one compiled function a pass."""
 
 import numpy as np
+from gguf import MODEL_TENSOR
 
 from q4run.cache.keys_values import LayerCache
 from q4run.kernels.attention.layer import OUTPUT, attention_layer
 from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
-from q4run.layers.rotary import NO_ROTATION, Rotation
+from q4run.layers.rotary import Positions
 from q4run.layers.workspace import Workspace, flat_input, if_useful
-from q4run.models.config import AttentionConfig, ModelConfig
+from q4run.models import parts
+from q4run.models.config import ModelConfig
 from q4run.weights import WeightReader
 
 
@@ -20,15 +22,14 @@ class Attention:
         weights: WeightReader,
         i: int,
         config: ModelConfig,
-        layer: AttentionConfig,
+        part: parts.Attention,
         workspace: Workspace,
     ) -> None:
-        q_width = config.n_head * config.head_dim
-        kv_width = config.n_head_kv * config.head_dim
-        q = weights.matrix(f"blk.{i}.attn_q.weight", q_width, config.n_embd)
-        k = weights.matrix(f"blk.{i}.attn_k.weight", kv_width, config.n_embd)
-        v = weights.matrix(f"blk.{i}.attn_v.weight", kv_width, config.n_embd)
-        output = weights.matrix(f"blk.{i}.attn_output.weight", config.n_embd, q_width)
+        tensors = parts.by_kind(part.tensors(config.n_embd, i))
+        q = weights.matrix(tensors[MODEL_TENSOR.ATTN_Q])
+        k = weights.matrix(tensors[MODEL_TENSOR.ATTN_K])
+        v = weights.matrix(tensors[MODEL_TENSOR.ATTN_V])
+        output = weights.matrix(tensors[MODEL_TENSOR.ATTN_OUT])
         self._matrices = (q, k, v, output)  # the records below hold their addresses
         buffers = workspace.attention._replace(
             normed_int8=if_useful(workspace.attention.normed_int8, q.fmt, k.fmt, v.fmt),
@@ -47,12 +48,12 @@ class Attention:
             product["matrix"], product["input"] = matrix.record, source
             product["out"] = out.ctypes.data
         self._buffers = buffers
-        self._norm = weights.vector(f"blk.{i}.attn_norm.weight", config.n_embd)
+        self._norm = weights.vector(tensors[MODEL_TENSOR.ATTN_NORM])
         self._eps = np.float32(config.rms_norm_eps)
-        self._heads = (config.n_head, config.n_head_kv, config.head_dim)
-        self._layer = layer
+        self._heads = (part.n_head, part.n_head_kv, part.key_dim)
+        self._part = part
 
-    def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, rotation: Rotation) -> None:
+    def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, positions: Positions) -> None:
         """Adds the attention to the stream x, float32 (n_tokens, n_embd); the cache takes the
         tokens."""
         attention_layer(
@@ -62,18 +63,18 @@ class Attention:
             self._eps,
             self._products,
             self._heads,
-            self._layer.qk_norm,
-            (rotation.cos, rotation.sin) if self._layer.rope else NO_ROTATION,
-            self._temperatures(rotation.first_position, len(x)),
+            self._part.qk_norm is parts.QKNorm.PLAIN,
+            positions.rotation(self._part.rope),
+            self._temperatures(positions.first, len(x)),
             cache.keys,
             cache.values,
-            cache.place(rotation.first_position),
+            cache.place(positions.first),
             self._buffers,
         )
 
     def _temperatures(self, first_position: int, n_tokens: int) -> np.ndarray:
         """What each token's queries are multiplied by; empty where nothing is."""
-        temperature = self._layer.temperature
+        temperature = self._part.temperature
         if temperature is None:
             return _NO_TEMPERATURES
         positions = np.arange(first_position, first_position + n_tokens)

@@ -1,6 +1,5 @@
 """The decoder: embedding, layers, head; tokens in, logits out."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -21,13 +20,6 @@ from q4run.machine.interrupts import safe_points
 from q4run.models.config import ModelConfig
 from q4run.timeline import EMBEDDING, HEAD, Timeline
 from q4run.weights import EmbeddingTable, WeightReader
-
-# What the layers read, whatever the family; a file that holds more would run wrongly.
-_KNOWN_TENSOR = re.compile(
-    r"(token_embd|output_norm|output|rope_freqs"
-    r"|blk\.\d+\.(attn_(norm|q|k|v|output)|ffn_norm|ffn_gate_inp"
-    r"|ffn_(gate|up|down)(_exps|_shexp)?))\.weight"
-)
 
 # Hears of logits, float32 (n, n_vocab).
 Consumer = Callable[[np.ndarray], None]
@@ -54,14 +46,15 @@ class Transformer:
         their memory to that.
         Raises UnsupportedError where the file has tensors that no layer would use.
         """
-        _check_all_known(file)
+        check_all_declared(file, config)
         self.config = config
         self._n_batch = n_batch
         self._n_long_batch, self._n_lent_slots = long_batch or (n_batch, 0)
         self._workspace = workspace = Workspace(config, self._n_long_batch)
         weights = WeightReader(file)
-        self._embedding = EmbeddingTable(file, config.n_vocab, config.n_embd)
-        self._rotary = RotaryEmbedding(config, _rope_factors(file, weights, config))
+        self._embedding = EmbeddingTable(file, config.embedding.tensors(config.n_embd)[0])
+        factors = _rope_factors(file, weights, config)
+        self._rotary = RotaryEmbedding(config.ropes, factors)
         self._store = store
         self._layers = []
         for i, layer in enumerate(config.layers):
@@ -160,13 +153,13 @@ class Transformer:
     ) -> np.ndarray:
         self._store.begin_pass(len(ids))
         x = self._embedding.rows(ids)
-        rotation = self._rotary(cache.length, len(ids))
+        positions = self._rotary(cache.length, len(ids))
         if self.timeline:
             self.timeline.lap(EMBEDDING)
         for i, (layer, layer_cache) in enumerate(zip(self._layers, cache.layers, strict=True)):
             self.under_way = len(ids) * i / len(self._layers)
             check_interrupt()
-            layer(self._pool.state, x, layer_cache, rotation, self.timeline)
+            layer(self._pool.state, x, layer_cache, positions, self.timeline)
         self._store.end_pass(len(ids))
         return x
 
@@ -176,8 +169,9 @@ class Transformer:
         self._embedding.close()
 
 
-def _check_all_known(file: GGUFFile) -> None:
-    unknown = [name for name in file.tensors if not _KNOWN_TENSOR.fullmatch(name)]
+def check_all_declared(file: GGUFFile, config: ModelConfig) -> None:
+    """Refuses a file that holds more than the layers read: it would run wrongly."""
+    unknown = [name for name in file.tensors if name not in config.tensors]
     if unknown:
         raise UnsupportedError(
             f"{file.path}: q4run does not know what to do with the tensor {unknown[0]} in a"
@@ -187,9 +181,9 @@ def _check_all_known(file: GGUFFile) -> None:
 
 def _rope_factors(file: GGUFFile, weights: WeightReader, config: ModelConfig) -> np.ndarray | None:
     """What each RoPE frequency is divided by (rope_freqs), where the file has it."""
-    if "rope_freqs.weight" not in file.tensors:
+    if config.rope_factors is None:
         return None
-    factors = weights.vector("rope_freqs.weight", config.rope_dim // 2).astype(np.float64)
+    factors = weights.vector(config.rope_factors.tensors()[0]).astype(np.float64)
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise FormatError(f"{file.path}: rope_freqs holds factors that are not positive numbers")
     return factors

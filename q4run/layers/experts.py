@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from gguf import MODEL_TENSOR
 
 from q4run.experts.policies import Key
 from q4run.experts.store import ExpertStore
@@ -12,7 +13,8 @@ from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.feed_forward import feed_forward_job, load_feed_forward, resident_job
 from q4run.layers.workspace import Workspace, flat_input, if_useful, shared_begin
-from q4run.models.config import Gating, ModelConfig, MoeConfig
+from q4run.models.config import ModelConfig
+from q4run.models.parts import Experts, Gating, by_kind
 from q4run.weights import WeightReader
 
 # The share of a layer's experts that may be read ahead in vain.
@@ -27,22 +29,23 @@ class MixtureOfExperts:
         weights: WeightReader,
         i: int,
         config: ModelConfig,
-        moe: MoeConfig,
+        part: Experts,
         store: ExpertStore,
         w: Workspace,
     ) -> None:
-        n_embd = config.n_embd
+        tensors = by_kind(part.tensors(config.n_embd, i))
         self._i = i
-        self._moe = moe
-        self._softmax = moe.gating is Gating.SOFTMAX
+        self._part = part
+        self._softmax = part.gating is Gating.SOFTMAX
         self._store = store
         self._addresses = store.addresses(i)
-        self._router = weights.matrix(f"blk.{i}.ffn_gate_inp.weight", moe.n_expert, n_embd)
-        self._shared = np.zeros(1 if moe.n_ff_shared else 0, FEED_FORWARD)
+        self._router = weights.matrix(tensors[MODEL_TENSOR.FFN_GATE_INP])
+        self._shared = np.zeros(1 if part.shared else 0, FEED_FORWARD)
         formats = [self._router.fmt]
-        if moe.n_ff_shared:
-            begin = shared_begin(moe, w.n_batch)
-            self._shared_matrices = load_feed_forward(weights, i, "_shexp", n_embd, moe.n_ff_shared)
+        if part.shared:
+            begin = shared_begin(part, w.n_batch)
+            shared = part.shared.tensors(config.n_embd, i)
+            self._shared_matrices = load_feed_forward(weights, shared)
             self._shared[0] = resident_job(self._shared_matrices, w, begin)
             formats += [matrix.fmt for matrix in self._shared_matrices[:2]]
         experts = store.layout.layers[i]
@@ -60,8 +63,8 @@ class MixtureOfExperts:
         self._router_product[0]["input"] = flat_input(w.experts.normed, w.experts.normed_int8)
         self._router_product[0]["out"] = w.routing.logits.ctypes.data
         self._routing = w.routing
-        self._jobs = np.zeros(moe.n_expert + 1, FEED_FORWARD)
-        self._norm = weights.vector(f"blk.{i}.ffn_norm.weight", n_embd)
+        self._jobs = np.zeros(part.n_expert + 1, FEED_FORWARD)
+        self._norm = weights.vector(tensors[MODEL_TENSOR.FFN_NORM])
         self._eps = np.float32(config.rms_norm_eps)
         self.next: MixtureOfExperts | None = None  # of the next layer that has experts
 
@@ -97,24 +100,24 @@ class MixtureOfExperts:
         """What this layer will likely want, by its router on the stream of an earlier layer,
         float32 (1, n_embd). Writes to the buffers that the routing of other layers uses."""
         route(*self._routing_arguments(pool, x), self._routing, self._buffers)
-        logits = self._routing.logits[: self._moe.n_expert]
-        likely = self._store.prediction.guess(self._i, logits, self._moe.n_expert_used)
+        logits = self._routing.logits[: self._part.n_expert]
+        likely = self._store.prediction.guess(self._i, logits, self._part.n_expert_used)
         return [(self._i, expert) for expert in likely]
 
     def _routing_arguments(self, pool: Pool, x: np.ndarray) -> tuple[Any, ...]:
-        moe = self._moe
+        part = self._part
         return (
-            pool, x, self._norm, self._eps, self._router_product, moe.n_expert, moe.n_expert_used,
+            pool, x, self._norm, self._eps, self._router_product, part.n_expert, part.n_expert_used,
             self._softmax,
         )  # fmt: skip
 
     def _wants_nearly_all(self, n_tokens: int) -> bool:
         """Whether a batch is so long that few experts, if any, will not be chosen."""
-        n_choices = n_tokens * self._moe.n_expert_used
-        return (1 - 1 / self._moe.n_expert) ** n_choices < _FEW
+        n_choices = n_tokens * self._part.n_expert_used
+        return (1 - 1 / self._part.n_expert) ** n_choices < _FEW
 
     def _run_as_they_arrive(self, pool: Pool, x: np.ndarray, chosen: list[int]) -> None:
-        moe, routing = self._moe, self._routing
+        part, routing = self._part, self._routing
         place_of = {expert: place for place, expert in enumerate(chosen)}
         shared = self._shared
         with self._store.request(self._i, chosen) as request:
@@ -127,4 +130,4 @@ class MixtureOfExperts:
                 )  # fmt: skip
                 shared = self._shared[:0]
         has_shared = len(self._shared) > 0
-        combine(pool, x, moe.n_expert_used, self._softmax, has_shared, routing, self._buffers)
+        combine(pool, x, part.n_expert_used, self._softmax, has_shared, routing, self._buffers)

@@ -1,5 +1,7 @@
 """The feed-forward of a layer without experts, and the records that describe any feed-forward."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from q4run.experts.layout import ExpertMatrix
@@ -7,6 +9,7 @@ from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.workspace import Int8Buffers, Workspace, flat_input, if_useful
+from q4run.models import parts
 from q4run.models.config import ModelConfig
 from q4run.weights import Matrix, WeightReader
 
@@ -18,16 +21,22 @@ class DenseFeedForward:
     """The feed-forward of a layer without experts."""
 
     def __init__(
-        self, weights: WeightReader, i: int, config: ModelConfig, n_ff: int, w: Workspace
+        self,
+        weights: WeightReader,
+        i: int,
+        config: ModelConfig,
+        part: parts.DenseFeedForward,
+        w: Workspace,
     ) -> None:
-        self._matrices = load_feed_forward(weights, i, "", config.n_embd, n_ff)
+        norm, *matrices = part.tensors(config.n_embd, i)
+        self._matrices = load_feed_forward(weights, matrices)
         gate, up, _ = self._matrices
         self._buffers = w.experts._replace(
             normed_int8=if_useful(w.experts.normed_int8, gate.fmt, up.fmt)
         )
         self._job = np.zeros(1, FEED_FORWARD)
         self._job[0] = resident_job(self._matrices, w)
-        self._norm = weights.vector(f"blk.{i}.ffn_norm.weight", config.n_embd)
+        self._norm = weights.vector(norm)
         self._eps = np.float32(config.rms_norm_eps)
 
     def __call__(self, pool: Pool, x: np.ndarray) -> None:
@@ -35,15 +44,10 @@ class DenseFeedForward:
         dense_layer(pool, x, self._norm, self._eps, self._job, self._buffers)
 
 
-def load_feed_forward(
-    weights: WeightReader, i: int, suffix: str, n_embd: int, n_ff: int
-) -> Matrices:
-    """Gate, up and down that stay in RAM: suffix "" of the dense one, "_shexp" of the shared."""
-    return (
-        weights.matrix(f"blk.{i}.ffn_gate{suffix}.weight", n_ff, n_embd),
-        weights.matrix(f"blk.{i}.ffn_up{suffix}.weight", n_ff, n_embd),
-        weights.matrix(f"blk.{i}.ffn_down{suffix}.weight", n_embd, n_ff),
-    )
+def load_feed_forward(weights: WeightReader, tensors: Sequence[parts.Tensor]) -> Matrices:
+    """Reads gate, up and down of a feed-forward that stays in RAM."""
+    gate, up, down = (weights.matrix(tensor) for tensor in tensors)
+    return gate, up, down
 
 
 def resident_job(matrices: Matrices, w: Workspace, hidden_begin: int = 0) -> np.void:

@@ -14,14 +14,14 @@ class Head:
     """The last norm, and logits over the vocabulary."""
 
     def __init__(self, weights: WeightReader, config: ModelConfig, w: Workspace) -> None:
-        name = "token_embd.weight" if config.tied_embeddings else "output.weight"
-        self._matrix = weights.matrix(name, config.n_vocab, config.n_embd)
+        norm = config.head.tensors(config.n_embd)[0]
+        self._matrix = weights.matrix(config.head.matrix(config.n_embd))
         self._normed = w.experts.normed
         self._normed_int8 = if_useful(w.experts.normed_int8, self._matrix.fmt)
         self._product = np.zeros(1, PRODUCT)
         self._product[0]["matrix"] = self._matrix.record
         self._product[0]["input"] = flat_input(self._normed, self._normed_int8)
-        self._norm = weights.vector("output_norm.weight", config.n_embd)
+        self._norm = weights.vector(norm)
         self._eps = np.float32(config.rms_norm_eps)
 
     def __call__(self, pool: Pool, x: np.ndarray, logits: np.ndarray) -> None:

@@ -1,35 +1,48 @@
-"""Rotary position embedding: the angles of a pass."""
+"""Rotary position embedding: the angles of a pass, once for all layers that rotate alike."""
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from q4run.models.config import ModelConfig
+from q4run.models.parts import Rope
+
+# cos and sin of each angle, float32 (n_tokens, dim / 2).
+Angles = tuple[np.ndarray, np.ndarray]
+_NO_ANGLES: Angles = (np.empty((1, 0), np.float32),) * 2
 
 
-class Rotation(NamedTuple):
-    """The positions of a pass: cos and sin of each RoPE angle, float32 (n_tokens, rope_dim / 2)."""
+class Positions(NamedTuple):
+    """The positions of a pass, and the angles of each rotation there."""
 
-    first_position: int
-    cos: np.ndarray
-    sin: np.ndarray
+    first: int
+    angles: Mapping[Rope, Angles]
+
+    def rotation(self, rope: Rope | None) -> Angles:
+        """Returns the angles of ``rope``; empty arrays, (1, 0), where there is none."""
+        return _NO_ANGLES if rope is None else self.angles[rope]
 
 
 class RotaryEmbedding:
-    """RoPE angles: position / theta^(2i / rope_dim), divided by the file's factor for each i."""
+    """RoPE angles: position / theta^(2i / dim), divided by the file's factor for each i."""
 
-    def __init__(self, config: ModelConfig, factors: np.ndarray | None) -> None:
-        exponents = np.arange(0, config.rope_dim, 2, dtype=np.float64) / config.rope_dim
-        self._frequencies = config.rope_theta**-exponents
-        if factors is not None:
-            self._frequencies /= factors
+    def __init__(self, ropes: Iterable[Rope], factors: np.ndarray | None) -> None:
+        """factors: float64 (dim / 2,), or None where the file has none."""
+        self._frequencies = {rope: _frequencies(rope, factors) for rope in ropes}
 
-    def __call__(self, first_position: int, n_tokens: int) -> Rotation:
+    def __call__(self, first_position: int, n_tokens: int) -> Positions:
+        """Returns the positions of ``n_tokens`` tokens from ``first_position`` on."""
         positions = np.arange(first_position, first_position + n_tokens, dtype=np.float64)
-        angles = np.outer(positions, self._frequencies)
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        return Rotation(first_position, cos, sin)
+        angles = {rope: _angles(positions, f) for rope, f in self._frequencies.items()}
+        return Positions(first_position, angles)
 
 
-# Of layers without RoPE.
-NO_ROTATION = (np.empty((1, 0), np.float32),) * 2
+def _frequencies(rope: Rope, factors: np.ndarray | None) -> np.ndarray:
+    exponents = np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim
+    frequencies = rope.theta**-exponents
+    return frequencies if factors is None else frequencies / factors
+
+
+def _angles(positions: np.ndarray, frequencies: np.ndarray) -> Angles:
+    angles = np.outer(positions, frequencies)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -8,7 +8,8 @@ from q4run.kernels.formats import Format
 from q4run.kernels.products.activations import GROUP, Int8Activations
 from q4run.kernels.products.products import input_record
 from q4run.machine.huge_pages import empty_bytes, give_back
-from q4run.models.config import LayerConfig, ModelConfig, MoeConfig
+from q4run.models.config import ModelConfig
+from q4run.models.parts import Experts, FeedForward
 
 _ALIGNMENT = 64
 
@@ -74,16 +75,17 @@ class _Arena:
         self._used = mark
 
 
-def hidden_values(layer: LayerConfig, n_batch: int) -> int:
+def hidden_values(part: FeedForward, n_batch: int) -> int:
     """Values between gate and down of a layer's feed-forwards, the shared expert's last."""
-    if layer.moe is None:
-        return n_batch * layer.n_ff
-    return shared_begin(layer.moe, n_batch) + n_batch * layer.moe.n_ff_shared
+    if not isinstance(part, Experts):
+        return n_batch * part.n_ff
+    n_shared = part.shared.n_ff if part.shared else 0
+    return shared_begin(part, n_batch) + n_batch * n_shared
 
 
-def shared_begin(moe: MoeConfig, n_batch: int) -> int:
+def shared_begin(part: Experts, n_batch: int) -> int:
     """Where the shared expert's values begin: whole groups after the routed experts'."""
-    return -(-n_batch * moe.n_expert_used * moe.n_ff // GROUP) * GROUP
+    return -(-n_batch * part.n_expert_used * part.n_ff // GROUP) * GROUP
 
 
 def _carve(
@@ -94,25 +96,25 @@ def _carve(
     update = arena.take(n_batch * n_embd)
     begin = arena.mark()
 
-    q_width = config.n_head * config.head_dim
-    kv_size = n_batch * config.n_head_kv * config.head_dim
+    attentions = [layer.attention for layer in config.layers]
+    attended = n_batch * max(part.attended_width for part in attentions)
     attention = AttentionBuffers(
         normed=normed,
         normed_int8=normed_int8,
-        q=arena.take(n_batch * q_width),
-        k=arena.take(kv_size),
-        v=arena.take(kv_size),
-        attended=arena.take(n_batch * q_width),
-        attended_int8=arena.take_int8(n_batch * q_width),
+        q=arena.take(n_batch * max(part.q_width for part in attentions)),
+        k=arena.take(n_batch * max(part.k_width for part in attentions)),
+        v=arena.take(n_batch * max(part.v_width for part in attentions)),
+        attended=arena.take(attended),
+        attended_int8=arena.take_int8(attended),
         update=update,
     )
 
     # A layer's attention is over before its feed-forward begins.
     arena.reuse_from(begin)
-    moes = [layer.moe for layer in config.layers if layer.moe]
-    n_expert = max((moe.n_expert for moe in moes), default=0)
-    n_rows = n_batch * max((moe.n_expert_used for moe in moes), default=0)
-    hidden_size = max(hidden_values(layer, n_batch) for layer in config.layers)
+    routed = config.experts.values()
+    n_expert = max((part.n_expert for part in routed), default=0)
+    n_rows = n_batch * max((part.n_expert_used for part in routed), default=0)
+    hidden_size = max(hidden_values(layer.feed_forward, n_batch) for layer in config.layers)
     experts = ExpertBuffers(
         normed=normed,
         normed_int8=normed_int8,

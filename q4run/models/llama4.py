@@ -6,18 +6,25 @@ Routed experts get their input scaled by the router; a shared expert always runs
 llama.cpp takes the constants below for granted; a file that differs carries keys of our own.
 """
 
+from dataclasses import replace
+
 from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile
 from q4run.models.config import (
-    AttentionConfig,
-    Gating,
-    LayerConfig,
     ModelConfig,
-    Temperature,
     n_layers,
+    read_attention,
     read_decoder,
-    read_moe,
+    read_experts,
     read_n_ff,
+)
+from q4run.models.parts import (
+    DenseFeedForward,
+    Gating,
+    Layer,
+    QKNorm,
+    SharedExpert,
+    Temperature,
 )
 
 ARCHITECTURE = "llama4"
@@ -33,32 +40,31 @@ N_EXPERT_WITHOUT_QK_NORM = 128
 
 def read_config(file: GGUFFile) -> ModelConfig:
     """Raises FormatError where a per-layer list does not have one entry per layer."""
-    n_ff = read_n_ff(file, "feed_forward_length")
+    dense = DenseFeedForward(read_n_ff(file, "feed_forward_length"))
     n_ff_exp = read_n_ff(file, "expert_feed_forward_length")
-    n_ff_shared = read_n_ff(file, "expert_shared_feed_forward_length", n_ff_exp)
-    moe = read_moe(file, n_ff_exp, n_ff_shared, Gating.SIGMOID_ON_INPUT)
+    shared = SharedExpert(read_n_ff(file, "expert_shared_feed_forward_length", n_ff_exp))
+    experts = read_experts(file, n_ff_exp, Gating.SIGMOID_ON_INPUT, shared)
     moe_step = file.get_int("llama4.interleave_moe_layer_step", minimum=1)
 
     count = n_layers(file)
     default_rope = [int((i + 1) % NOPE_INTERVAL != 0) for i in range(count)]
-    rope = _per_layer(file, "no_rope_layers", default_rope)
+    has_rope = _per_layer(file, "no_rope_layers", default_rope)
     chunk_size = _chunk_size(file)
-    chunked = _per_layer(file, "layer_chunked", rope if chunk_size else [0] * count)
-    qk_norm = file.get_bool("llama4.attention.qk_norm", moe.n_expert != N_EXPERT_WITHOUT_QK_NORM)
-    temperature = _temperature(file)
+    chunked = _per_layer(file, "layer_chunked", has_rope if chunk_size else [0] * count)
+    has_qk_norm = file.get_bool(
+        "llama4.attention.qk_norm", experts.n_expert != N_EXPERT_WITHOUT_QK_NORM
+    )
+    rotating = read_attention(file)
+    rotating = replace(rotating, qk_norm=QKNorm.PLAIN if has_qk_norm else QKNorm.NONE)
+    still = replace(rotating, rope=None, qk_norm=QKNorm.NONE, temperature=_temperature(file))
 
-    def describe_layer(i: int) -> LayerConfig:
-        attention = AttentionConfig(
-            rope=bool(rope[i]),
-            chunk_size=chunk_size if chunked[i] else None,
-            qk_norm=qk_norm and bool(rope[i]),
-            temperature=None if rope[i] else temperature,
+    def describe_layer(i: int) -> Layer:
+        attention = replace(
+            rotating if has_rope[i] else still, chunk_size=chunk_size if chunked[i] else None
         )
-        if (i + 1) % moe_step == 0:
-            return LayerConfig(attention, moe=moe)
-        return LayerConfig(attention, n_ff=n_ff)
+        return Layer(attention, dense if (i + 1) % moe_step else experts)
 
-    return read_decoder(file, describe_layer)
+    return read_decoder(file, describe_layer, rotating)
 
 
 def _chunk_size(file: GGUFFile) -> int | None:

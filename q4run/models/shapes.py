@@ -2,6 +2,19 @@
 
 from dataclasses import dataclass, replace
 
+from q4run.models.parts import (
+    Attention,
+    DenseFeedForward,
+    Embedding,
+    Experts,
+    Gating,
+    Head,
+    Layer,
+    QKNorm,
+    SharedExpert,
+    Tensor,
+)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -25,14 +38,6 @@ class Geometry:
     moe_step: int = 1
     rope_theta: float = 500000.0
     note: str = ""
-
-    @property
-    def has_shared_expert(self) -> bool:
-        return self.architecture == "llama4"
-
-    @property
-    def has_qk_norm_weights(self) -> bool:
-        return self.architecture == "qwen3moe"
 
     @property
     def n_ff_dense(self) -> int:
@@ -116,49 +121,21 @@ def hyperparameters(geometry: Geometry) -> dict[str, int | float]:
     return keys | {"vocab_size": g.n_vocab}
 
 
-def tensor_shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
-    """Every tensor by its GGUF name, in file order; rows last but one, columns last."""
+def tensors_of(geometry: Geometry) -> list[Tensor]:
+    """Returns every tensor of such a model, in file order."""
     g = geometry
-    tensors: dict[str, tuple[int, ...]] = {"token_embd.weight": (g.n_vocab, g.n_embd)}
+    attention = Attention(
+        g.n_head,
+        g.n_head_kv,
+        g.head_dim,
+        g.head_dim,
+        qk_norm=QKNorm.WEIGHTED if g.architecture == "qwen3moe" else QKNorm.NONE,
+    )
+    shared = SharedExpert(g.n_ff) if g.architecture == "llama4" else None
+    experts = Experts(g.n_expert, g.n_expert_used, g.n_ff, Gating.SOFTMAX, shared)
+    dense = DenseFeedForward(g.n_ff_dense)
+    tensors = Embedding(g.n_vocab).tensors(g.n_embd)
     for i in range(g.n_layers):
-        layer = _attention(g) | (_experts(g) if g.has_experts(i) else _dense(g))
-        tensors |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
-    return tensors | {"output_norm.weight": (g.n_embd,), "output.weight": (g.n_vocab, g.n_embd)}
-
-
-def _attention(g: Geometry) -> dict[str, tuple[int, ...]]:
-    tensors: dict[str, tuple[int, ...]] = {
-        "attn_norm": (g.n_embd,),
-        "attn_q": (g.n_head * g.head_dim, g.n_embd),
-        "attn_k": (g.n_head_kv * g.head_dim, g.n_embd),
-        "attn_v": (g.n_head_kv * g.head_dim, g.n_embd),
-        "attn_output": (g.n_embd, g.n_head * g.head_dim),
-        "ffn_norm": (g.n_embd,),
-    }
-    if g.has_qk_norm_weights:
-        tensors |= {"attn_q_norm": (g.head_dim,), "attn_k_norm": (g.head_dim,)}
-    return tensors
-
-
-def _dense(g: Geometry) -> dict[str, tuple[int, ...]]:
-    return {
-        "ffn_gate": (g.n_ff_dense, g.n_embd),
-        "ffn_up": (g.n_ff_dense, g.n_embd),
-        "ffn_down": (g.n_embd, g.n_ff_dense),
-    }
-
-
-def _experts(g: Geometry) -> dict[str, tuple[int, ...]]:
-    tensors: dict[str, tuple[int, ...]] = {
-        "ffn_gate_inp": (g.n_expert, g.n_embd),
-        "ffn_gate_exps": (g.n_expert, g.n_ff, g.n_embd),
-        "ffn_up_exps": (g.n_expert, g.n_ff, g.n_embd),
-        "ffn_down_exps": (g.n_expert, g.n_embd, g.n_ff),
-    }
-    if g.has_shared_expert:
-        tensors |= {
-            "ffn_gate_shexp": (g.n_ff, g.n_embd),
-            "ffn_up_shexp": (g.n_ff, g.n_embd),
-            "ffn_down_shexp": (g.n_embd, g.n_ff),
-        }
-    return tensors
+        layer = Layer(attention, experts if g.has_experts(i) else dense)
+        tensors += layer.tensors(g.n_embd, i)
+    return tensors + Head(g.n_vocab, tied=False).tensors(g.n_embd)

@@ -8,7 +8,7 @@ from q4run.cache.keys_values import KV_TYPES
 from q4run.kernels.attention.attend import attend
 from q4run.kernels.attention.kv_values import row_length
 from q4run.kernels.threads.pool import Pool
-from q4run.models.config import ModelConfig
+from q4run.models.parts import Attention
 from q4run.planning.timing import median_seconds
 
 _KEYS = 1024
@@ -30,18 +30,16 @@ class AttentionSpeed:
     prompt: float
 
 
-def measure_attention(
-    config: ModelConfig, kv_type: str, pool: Pool, n_threads: int
-) -> AttentionSpeed:
+def measure_attention(part: Attention, kv_type: str, pool: Pool, n_threads: int) -> AttentionSpeed:
     """Takes some tenths of a second: medians of a few rounds."""
     dtype = np.dtype(KV_TYPES[kv_type])
-    shape = (config.n_head_kv, _KEYS, row_length(config.head_dim, dtype))
+    shape = (part.n_head_kv, _KEYS, row_length(part.key_dim, dtype))
     layer_bytes = 2 * dtype.itemsize * int(np.prod(shape))
     n_layers = min(_MOST_LAYERS, -(-_CACHED_BYTES // layer_bytes))
     layers = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(n_layers)]
-    q = np.ones((_PROMPT_TOKENS, config.n_head, config.head_dim), np.float32)
+    q = np.ones((_PROMPT_TOKENS, part.n_head, part.key_dim), np.float32)
     out = np.empty_like(q)
-    scale = np.float32(config.head_dim**-0.5)
+    scale = np.float32(part.key_dim**-0.5)
 
     def decode() -> None:
         for keys, values in layers:
@@ -51,7 +49,7 @@ def measure_attention(
         attend(pool, q, *layers[0], 1, scale, out)
 
     decode()  # compiles, and touches the memory
-    operations = 4 * config.n_head * config.head_dim * _PROMPT_TOKENS * (_PROMPT_TOKENS + 1) // 2
+    operations = 4 * part.n_head * part.key_dim * _PROMPT_TOKENS * (_PROMPT_TOKENS + 1) // 2
     return AttentionSpeed(
         decode=n_layers * layer_bytes / median_seconds(decode, _ROUNDS),
         prompt=operations / median_seconds(prompt, _ROUNDS) / n_threads,

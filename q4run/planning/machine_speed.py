@@ -19,6 +19,7 @@ from q4run.kernels.threads.pool import ThreadPool
 from q4run.machine.cores import choose_threads, usable_cores
 from q4run.machine.notes import FOLDER, add_notes, counts_still, now, read_notes
 from q4run.models.config import ModelConfig
+from q4run.models.parts import Attention
 from q4run.planning.attention_speed import AttentionSpeed, measure_attention
 from q4run.planning.kernel_speed import KernelSpeed, measure_kernels
 from q4run.planning.memory_speed import read_limit
@@ -121,7 +122,7 @@ def find_speeds(
     if given.core is not None:
         attention = _usual_attention(given.core, threads, memory)
     else:
-        attention = _attention_speed(config, kv_type, notes, own)
+        attention = _attention_speed(config.layers[0].attention, kv_type, notes, own)
         per_thread = attention.decode / own
         attention = replace(attention, decode=min(memory, threads * per_thread))
     told("measuring the disk", n_steps - 1, n_steps)
@@ -139,13 +140,13 @@ def _kernel_speed(fmt: Format, notes: dict[str, Any], threads: int) -> KernelSpe
 
 
 def _attention_speed(
-    config: ModelConfig, kv_type: str, notes: dict[str, Any], threads: int
+    part: Attention, kv_type: str, notes: dict[str, Any], threads: int
 ) -> AttentionSpeed:
     def measure() -> dict[str, float]:
         with ThreadPool(threads) as pool:
-            return asdict(measure_attention(config, kv_type, pool.state, threads))
+            return asdict(measure_attention(part, kv_type, pool.state, threads))
 
-    heads = f"{config.n_head} {config.n_head_kv} {config.head_dim}"
+    heads = f"{part.n_head} {part.n_head_kv} {part.key_dim}"
     name = f"attention {heads} {kv_type} {threads} {CACHE_FOLDER.name}"
     return AttentionSpeed(**_noted(notes, name, measure))
 

@@ -9,7 +9,7 @@ from q4run.experts.layout import ExpertLayout
 from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.kernels.formats import find_format
 from q4run.kernels.products.strips import padded_rows
-from q4run.models.config import LayerConfig, ModelConfig
+from q4run.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Work:
 
     def attention_operations(self, length: int) -> int:
         """Of all queries of a prompt of so many tokens with the keys and values before them."""
-        width = self.config.n_head * self.config.head_dim
-        return sum(4 * width * _pairs(layer, length) for layer in self.config.layers)
+        parts = (layer.attention for layer in self.config.layers)
+        return sum(2 * (a.q_width + a.attended_width) * a.n_pairs(length) for a in parts)
 
     def main_types(self, share: float = 0.01) -> list[str]:
         """The types that hold at least this share of a token's weights, most bytes first."""
@@ -72,23 +72,20 @@ def count_work(file: GGUFFile, config: ModelConfig, layout: ExpertLayout, kv_typ
     """Counts; reads nothing but the directory of tensors."""
     dense: Counter[str] = Counter()
     prompt: Counter[str] = Counter()
-    shared: dict[int, Counter[str]] = {i: Counter() for i in layout.layers}
     for name, tensor in file.tensors.items():
-        is_table = name == "token_embd.weight"
-        if name.endswith("_exps.weight") or (is_table and not config.tied_embeddings):
-            continue
-        if find_format(tensor.type) is None or len(tensor.shape) < 2:
+        if name in config.streamed or find_format(tensor.type) is None or len(tensor.shape) < 2:
             continue
         kind = tensor.type.name.lower()
         dense[kind] += _ram_bytes(tensor)
-        if not is_table and name != "output.weight":
+        if name != config.head.matrix(config.n_embd).name:
             prompt[kind] += tensor.n_elements
-        if "_shexp" in name:
-            shared[int(name.split(".")[1])][kind] += _ram_bytes(tensor)
     experts = []
     for i, matrices in layout.layers.items():
-        moe = config.layers[i].moe
-        assert moe is not None
+        part = config.experts[i]
+        shared: Counter[str] = Counter()
+        for declared in part.shared.tensors(config.n_embd, i) if part.shared else ():
+            tensor = file.tensor(declared.name)
+            shared[tensor.type.name.lower()] += _ram_bytes(tensor)
         ram_bytes: Counter[str] = Counter()
         n_weights: Counter[str] = Counter()
         for matrix in matrices:
@@ -96,7 +93,7 @@ def count_work(file: GGUFFile, config: ModelConfig, layout: ExpertLayout, kv_typ
             n_weights[matrix.fmt.name] += matrix.n_rows * matrix.n_cols
         file_bytes = sum(matrix.n_bytes for matrix in matrices)
         experts.append(
-            Experts(moe.n_expert, moe.n_expert_used, ram_bytes, file_bytes, n_weights, shared[i])
+            Experts(part.n_expert, part.n_expert_used, ram_bytes, file_bytes, n_weights, shared)
         )
     return Work(config, kv_type, dense, prompt, tuple(experts), file.size)
 
@@ -106,10 +103,3 @@ def _ram_bytes(tensor: TensorInfo) -> int:
     assert fmt is not None
     n_rows = tensor.n_elements // tensor.shape[-1]
     return fmt.in_ram.row_bytes(tensor.shape[-1]) * padded_rows(n_rows)
-
-
-def _pairs(layer: LayerConfig, length: int) -> int:
-    """Of queries and keys that a layer multiplies: chunks see nothing of each other."""
-    chunk = layer.attention.chunk_size or length
-    whole, rest = divmod(length, max(1, chunk))
-    return (whole * chunk * (chunk + 1) + rest * (rest + 1)) // 2

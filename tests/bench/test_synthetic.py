@@ -19,7 +19,7 @@ from q4run.bench.models.random_blocks import TYPES, find_type, random_blocks
 from q4run.bench.models.synthetic import write_model
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import find_format_named
-from q4run.models.shapes import Geometry, tensor_shapes
+from q4run.models.shapes import Geometry, tensors_of
 
 LLAMA4 = Geometry(
     n_layers=4, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=512, n_expert=4, n_vocab=600
@@ -87,7 +87,7 @@ def test_a_type_that_is_not_there_is_an_error(tmp_path):
 
 def parameters(geometry: Geometry) -> float:
     """Billions of them."""
-    return sum(float(np.prod(shape)) for shape in tensor_shapes(geometry).values()) / 1e9
+    return sum(float(np.prod(tensor.shape)) for tensor in tensors_of(geometry)) / 1e9
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,9 @@ def written(request, tmp_path_factory) -> tuple[Geometry, GGUFFile]:
 
 def test_the_file_has_the_tensors_of_its_geometry(written):
     geometry, file = written
-    assert {name: tensor.shape for name, tensor in file.tensors.items()} == tensor_shapes(geometry)
+    assert {name: tensor.shape for name, tensor in file.tensors.items()} == {
+        tensor.name: tensor.shape for tensor in tensors_of(geometry)
+    }
     assert file.alignment == 4096
     assert all(tensor.offset % 4096 == 0 for tensor in file.tensors.values())
     last = max(file.tensors.values(), key=lambda tensor: tensor.offset)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from q4run.bench.models.synthetic import Geometry, write_model
-from q4run.cache.keys_values import KV_TYPES, KVCache, LayerCache, cache_bytes, layer_capacity
+from q4run.cache.keys_values import KV_TYPES, KVCache, LayerCache, cache_bytes
 from q4run.disk.methods import METHODS
 from q4run.errors import Error, UnsupportedError
 from q4run.experts.layout import read_layout
@@ -20,23 +20,24 @@ from q4run.kernels.attention.attend import MAX_HEAD_DIM, write_cache
 from q4run.layers import decoder as transformer
 from q4run.layers.decoder import Transformer
 from q4run.models import read_config
-from q4run.models.config import AttentionConfig, LayerConfig, ModelConfig
+from q4run.models.config import ModelConfig
+from q4run.models.parts import Attention, DenseFeedForward, Layer, Rope
 
 N_HEAD_KV, HEAD_DIM = 2, 12
 
 
-def made_up_config(chunk_sizes: Sequence[int | None]) -> ModelConfig:
+def attention(chunk_size: int | None, head_dim: int = HEAD_DIM) -> Attention:
+    rope = Rope(12, 10000.0)
+    return Attention(4, N_HEAD_KV, head_dim, head_dim, rope, chunk_size=chunk_size)
+
+
+def made_up_config(chunk_sizes: Sequence[int | None], head_dim: int = HEAD_DIM) -> ModelConfig:
     """A decoder with one layer per entry; None: the layer sees everything."""
-    layers = [LayerConfig(AttentionConfig(rope=True, chunk_size=size)) for size in chunk_sizes]
+    layers = [Layer(attention(size, head_dim), DenseFeedForward(8)) for size in chunk_sizes]
     return ModelConfig(
         architecture="llama4",
         n_vocab=8,
         n_embd=24,
-        n_head=4,
-        n_head_kv=N_HEAD_KV,
-        head_dim=HEAD_DIM,
-        rope_dim=12,
-        rope_theta=10000.0,
         rms_norm_eps=1e-5,
         context_length=64,
         tied_embeddings=False,
@@ -59,7 +60,7 @@ def test_chunked_layers_store_one_chunk(kv_type):
             assert array.flags.c_contiguous
             assert array.ctypes.data % 64 == 0
             assert not array.any()
-    assert [layer_capacity(layer, 30) for layer in config.layers] == [8, 30, 30]
+    assert [layer.attention.kept(30).n_positions for layer in config.layers] == [8, 30, 30]
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert cache_bytes(config, 30, kv_type) == held
 
@@ -74,7 +75,7 @@ def test_keys_and_values_lie_apart():
 
 
 def test_what_the_types_take():
-    config = dataclasses.replace(made_up_config([8, None]), head_dim=128)
+    config = made_up_config([8, None], head_dim=128)
     values = 2 * N_HEAD_KV * 128 * (8 + 64)
     assert cache_bytes(config, 64, "f32") == 4 * values
     assert cache_bytes(config, 64, "f16") == 2 * values
@@ -82,9 +83,9 @@ def test_what_the_types_take():
 
 
 def test_heads_too_long_for_attention_are_an_error():
-    config = dataclasses.replace(made_up_config([None]), head_dim=MAX_HEAD_DIM)
+    config = made_up_config([None], head_dim=MAX_HEAD_DIM)
     KVCache(config, 4, "q8_0")
-    config = dataclasses.replace(config, head_dim=MAX_HEAD_DIM + 1)
+    config = made_up_config([None], head_dim=MAX_HEAD_DIM + 1)
     with pytest.raises(UnsupportedError, match=f"{MAX_HEAD_DIM + 1} channels.* {MAX_HEAD_DIM}"):
         KVCache(config, 4, "f16")
 
@@ -105,16 +106,11 @@ def test_a_pass_never_crosses_a_border(sizes, wanted):
 
 
 def test_a_position_has_its_place_in_the_chunk():
-    chunked = LayerCache(*_config_and_layer(8), 64, "f32")
-    full = LayerCache(*_config_and_layer(None), 64, "f32")
+    chunked = LayerCache(attention(8), 64, "f32")
+    full = LayerCache(attention(None), 64, "f32")
     for position, in_chunk in ((0, 0), (6, 6), (8, 0), (13, 5), (62, 6)):
         assert chunked.place(position) == in_chunk
         assert full.place(position) == position
-
-
-def _config_and_layer(chunk_size: int | None) -> tuple[ModelConfig, LayerConfig]:
-    config = made_up_config([chunk_size])
-    return config, config.layers[0]
 
 
 # What the caches hold, through everything that can happen to a conversation.

@@ -17,7 +17,8 @@ from q4run.box import MODEL
 from q4run.cli.inspect import inspect
 from q4run.errors import FormatError
 from q4run.gguf_file import open_gguf
-from q4run.inspection.model import summarize, tensor_class
+from q4run.inspection.model import summarize
+from q4run.models.names import tensor_class
 
 V3 = Builder()
 

@@ -62,8 +62,8 @@ def test_hessians_are_of_each_matrix_own_inputs(name, room, models, tmp_path, mo
         for tensor in names:
             heard.setdefault((tensor, matrix), []).append(inputs.astype(np.float64))
 
-    forward = Forward(config, weights, False, windows, Arrays(2**30, tmp_path))
-    calibration = Calibration(config, weights, False, windows, tmp_path / "out.gguf")
+    forward = Forward(config, weights, windows, Arrays(2**30, tmp_path))
+    calibration = Calibration(config, weights, windows, tmp_path / "out.gguf")
     module = "q4run.convert.calibration.calibration"
     monkeypatch.setattr(f"{module}._least_bytes", lambda config, context: 0)
     calibration.start(room)
@@ -95,7 +95,7 @@ def test_an_unreached_expert_takes_the_average(models, tmp_path):
     path = models("llama4_scout")[1]  # sixteen experts, eight tokens
     file = open_gguf(path)
     config, windows = read_config(file), some_windows(path, 1, 8)
-    calibration = Calibration(config, FileWeights(file), True, windows, tmp_path / "out.gguf")
+    calibration = Calibration(config, FileWeights(file), windows, tmp_path / "out.gguf")
     calibration.start(2**31)
     name = "blk.0.ffn_down_exps.weight"
     calibration._advance_to(name)

@@ -12,11 +12,11 @@ from helpers.tiny_checkpoints import make_checkpoint
 
 from q4run.bench.models.random_blocks import TYPES, random_blocks
 from q4run.convert import convert
-from q4run.convert.source.gguf_source import role_of
-from q4run.convert.tensors import Role
 from q4run.errors import BudgetError, Error, FormatError, UnsupportedError
 from q4run.gguf_file import open_gguf
 from q4run.kernels.formats import find_format
+from q4run.models.names import role_of
+from q4run.models.parts import Role
 
 OWN_KEYS = {"general.file_type", "GGUF.kv_count", "GGUF.tensor_count"}
 

@@ -16,10 +16,11 @@ from q4run.convert.calibration.imatrix import (
     write_imatrix,
 )
 from q4run.convert.output.stream import quantize_rows
-from q4run.convert.tensors import OutputTensor, PlannedTensor, Role
+from q4run.convert.tensors import OutputTensor, PlannedTensor
 from q4run.convert.types.importance import add_importance, importance_by_name
 from q4run.errors import FormatError
 from q4run.kernels.formats import find_format_named
+from q4run.models.parts import Role
 
 
 def planned(name: str, shape: tuple[int, ...], role: Role, type_name: str) -> PlannedTensor:

@@ -12,11 +12,12 @@ from safetensors.numpy import load_file, save_file
 import q4run
 from q4run.convert import convert
 from q4run.convert.output.layout import METADATA_PER_PART_BYTES
-from q4run.convert.tensors import ALIGNMENT, OutputTensor, Role
+from q4run.convert.tensors import ALIGNMENT, OutputTensor
 from q4run.convert.types import recipe
 from q4run.convert.types.fit import Fit
 from q4run.convert.types.recipe import RECIPES, named
 from q4run.gguf_file import open_gguf
+from q4run.models.parts import Role
 
 
 @pytest.fixture(scope="module")

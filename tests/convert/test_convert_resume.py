@@ -18,9 +18,10 @@ from q4run.convert import convert
 from q4run.convert.output import outputs, stream
 from q4run.convert.output.journal import Journal, fingerprint
 from q4run.convert.output.layout import Part
-from q4run.convert.tensors import OutputTensor, PlannedTensor, Role
+from q4run.convert.tensors import OutputTensor, PlannedTensor
 from q4run.errors import Error, FormatError
 from q4run.kernels.formats import find_format_named
+from q4run.models.parts import Role
 
 COMMAND = [sys.executable, "-m", "q4run", "convert"]
 SPLIT = {"split_max_size": 150_000}

@@ -8,9 +8,10 @@ import pytest
 
 from q4run.convert.output import stream
 from q4run.convert.output.stream import BlockPlan, least_plan, plan_blocks, stream_tensors
-from q4run.convert.tensors import OutputTensor, PlannedTensor, Role, padded
+from q4run.convert.tensors import OutputTensor, PlannedTensor, padded
 from q4run.errors import BudgetError, Error, FormatError
 from q4run.kernels.formats import find_format_named
+from q4run.models.parts import Role
 
 Q8_0 = find_format_named("q8_0")
 PLAN = BlockPlan(block_values=4 * 64, read_values=0, n_threads=4)

@@ -50,9 +50,8 @@ def models(tmp_path_factory):
 
 def forward_of(path: Path, windows: np.ndarray, folder: Path, ram: int = 2**30) -> Forward:
     file = open_gguf(path)
-    has_factors = "rope_freqs.weight" in file.tensors
     config = read_config(file)
-    return Forward(config, FileWeights(file), has_factors, windows, Arrays(ram, folder))
+    return Forward(config, FileWeights(file), windows, Arrays(ram, folder))
 
 
 def run(forward: Forward, path: Path, observe=lambda *arguments: None) -> None:
@@ -187,7 +186,7 @@ def test_the_file_has_the_form_that_llama_cpp_writes(name, models, text, tmp_pat
     for key, shape in {"attn_q": (1, config.n_embd), "attn_output": (1, 64)}.items():
         assert tensors[f"blk.1.{key}.weight.in_sum2"].data.shape == shape
         assert tensors[f"blk.1.{key}.weight.counts"].data.tolist() == [[96.0]]
-    moe = config.layers[1].moe
+    moe = config.layers[1].experts
     if moe is not None:
         for key, width in {"gate": config.n_embd, "up": config.n_embd, "down": moe.n_ff}.items():
             sums = tensors[f"blk.1.ffn_{key}_exps.weight.in_sum2"]

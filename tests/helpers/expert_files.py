@@ -13,7 +13,9 @@ from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.gguf_file.metadata import Metadata
 from q4run.kernels.formats import Format, find_format
 from q4run.kernels.products.strips import interleave, padded_rows
-from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
+from q4run.models import parts
+from q4run.models.config import ModelConfig
+from q4run.models.parts import Attention, DenseFeedForward, Gating, Layer, Rope
 
 Q8_0, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
 IQ2_XXS = gguf.GGMLQuantizationType.IQ2_XXS
@@ -111,25 +113,20 @@ def memory_at(address: int, shape: tuple[int, ...]) -> np.ndarray:
     )
 
 
-def moe(n_expert: int, n_ff: int = 96) -> MoeConfig:
-    return MoeConfig(n_expert, 1, n_ff, 0, Gating.SOFTMAX)
+def moe(n_expert: int, n_ff: int = 96) -> parts.Experts:
+    return parts.Experts(n_expert, 1, n_ff, Gating.SOFTMAX)
 
 
-def made_up_config(layers: list[MoeConfig | None], n_embd: int = 64) -> ModelConfig:
-    attention = AttentionConfig(rope=True)
+def made_up_config(layers: list[parts.Experts | None], n_embd: int = 64) -> ModelConfig:
+    attention = Attention(1, 1, 64, 64, Rope(64, 10000.0))
     return ModelConfig(
         architecture="llama",
         n_vocab=1,
         n_embd=n_embd,
-        n_head=1,
-        n_head_kv=1,
-        head_dim=64,
-        rope_dim=64,
-        rope_theta=10000.0,
         rms_norm_eps=1e-5,
         context_length=64,
         tied_embeddings=False,
-        layers=tuple(LayerConfig(attention, n_ff=96, moe=layer) for layer in layers),
+        layers=tuple(Layer(attention, layer or DenseFeedForward(96)) for layer in layers),
     )
 
 

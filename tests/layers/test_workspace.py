@@ -10,28 +10,35 @@ import pytest
 from q4run.kernels.products.activations import GROUP
 from q4run.layers import workspace as workspace_module
 from q4run.layers.workspace import Workspace, shared_begin, workspace_bytes
-from q4run.models.config import AttentionConfig, Gating, LayerConfig, ModelConfig, MoeConfig
+from q4run.models.config import ModelConfig
+from q4run.models.parts import (
+    Attention,
+    DenseFeedForward,
+    Experts,
+    Gating,
+    Layer,
+    Rope,
+    SharedExpert,
+)
 
-ATTENTION = AttentionConfig(rope=True)
+ATTENTION = Attention(4, 2, 16, 16, Rope(16, 10000.0))
 
 
-def dense(n_ff: int) -> LayerConfig:
-    return LayerConfig(ATTENTION, n_ff=n_ff)
+def dense(n_ff: int, attention: Attention = ATTENTION) -> Layer:
+    return Layer(attention, DenseFeedForward(n_ff))
 
 
-def sparse(n_expert: int, k: int, n_ff: int, n_ff_shared: int = 0) -> LayerConfig:
-    return LayerConfig(ATTENTION, moe=MoeConfig(n_expert, k, n_ff, n_ff_shared, Gating.SOFTMAX))
+def sparse(
+    n_expert: int, k: int, n_ff: int, n_ff_shared: int = 0, attention: Attention = ATTENTION
+) -> Layer:
+    shared = SharedExpert(n_ff_shared) if n_ff_shared else None
+    return Layer(attention, Experts(n_expert, k, n_ff, Gating.SOFTMAX, shared))
 
 
 BASE = ModelConfig(
     architecture="llama",
     n_vocab=100,
     n_embd=64,
-    n_head=4,
-    n_head_kv=2,
-    head_dim=16,
-    rope_dim=16,
-    rope_theta=10000.0,
     rms_norm_eps=1e-5,
     context_length=64,
     tied_embeddings=False,
@@ -43,9 +50,14 @@ MODELS = {
     "shared expert": replace(BASE, layers=(sparse(16, 1, 96, 128),) * 2),
     "mixed": replace(BASE, layers=(dense(500), sparse(3, 3, 32, 64), sparse(70, 1, 8), dense(1))),
     "odd": replace(
-        BASE, n_embd=45, n_head=3, n_head_kv=1, head_dim=7, layers=(sparse(5, 2, 37, 29), dense(11))
+        BASE,
+        n_embd=45,
+        layers=(sparse(5, 2, 37, 29, Attention(3, 1, 7, 7)), dense(11, Attention(3, 1, 7, 7))),
     ),
-    "wide heads": replace(BASE, n_head=32, n_head_kv=32, head_dim=64, layers=(dense(1),)),
+    "wide heads": replace(BASE, layers=(dense(1, Attention(32, 32, 64, 64)),)),
+    "heads unlike": replace(
+        BASE, layers=(dense(8, Attention(8, 2, 16, 4)), dense(8, Attention(4, 4, 12, 24)))
+    ),
 }
 pytestmark = pytest.mark.parametrize("n_batch", [1, 2, 7, 64])
 
@@ -71,23 +83,25 @@ def test_it_takes_what_is_planned_and_nothing_later(config, n_batch, monkeypatch
 
 def test_every_buffer_has_the_room_that_kernels_write_to(config, n_batch):
     w = Workspace(config, n_batch)
-    n_embd, kv = n_batch * config.n_embd, n_batch * config.n_head_kv * config.head_dim
-    q = n_batch * config.n_head * config.head_dim
-    for name, size in (("normed", n_embd), ("q", q), ("k", kv), ("v", kv), ("attended", q)):
-        assert getattr(w.attention, name).size >= size
+    n_embd = n_batch * config.n_embd
+    assert w.attention.normed.size >= n_embd
     assert w.attention.update.size >= n_embd
     check_int8(w.attention.normed_int8, n_embd)
-    check_int8(w.attention.attended_int8, q)
     for layer in config.layers:
-        n_hidden = n_batch * layer.n_ff
-        if layer.moe:
-            moe = layer.moe
+        part = layer.attention
+        assert w.attention.q.size >= n_batch * part.n_head * part.key_dim
+        assert w.attention.k.size >= n_batch * part.n_head_kv * part.key_dim
+        assert w.attention.v.size >= n_batch * part.n_head_kv * part.value_dim
+        attended = n_batch * part.n_head * part.value_dim
+        assert w.attention.attended.size >= attended
+        check_int8(w.attention.attended_int8, attended)
+        if moe := layer.experts:
             n_rows = n_batch * moe.n_expert_used
             # The shared expert's values, whole groups after those of the experts' rows.
             begin = shared_begin(moe, n_batch)
             assert begin % GROUP == 0
             assert 0 <= begin - n_rows * moe.n_ff < GROUP
-            n_hidden = begin + n_batch * moe.n_ff_shared
+            n_hidden = begin + n_batch * (moe.shared.n_ff if moe.shared else 0)
             assert w.experts.input.size >= n_rows * config.n_embd
             assert w.experts.output.size >= n_rows * config.n_embd
             check_int8(w.experts.input_int8, n_rows * config.n_embd)
@@ -96,6 +110,8 @@ def test_every_buffer_has_the_room_that_kernels_write_to(config, n_batch):
             assert w.routing.experts.size >= moe.n_expert
             for name in ("chosen", "weights", "rows"):
                 assert getattr(w.routing, name).size >= n_rows
+        else:
+            n_hidden = n_batch * layer.feed_forward.n_ff
         assert w.experts.hidden.size >= n_hidden
         assert w.experts.up.size >= n_hidden
         check_int8(w.experts.hidden_int8, n_hidden)
