@@ -68,6 +68,7 @@ class WeightReader:
     """Reads what stays in RAM."""
 
     def __init__(self, file: GGUFFile) -> None:
+        self.path = file.path
         self._file = file
         self._memory = Blocks()
 

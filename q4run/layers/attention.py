@@ -7,24 +7,20 @@ from q4run.cache.keys_values import LayerCache
 from q4run.kernels.attention.layer import OUTPUT, attention_layer
 from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
+from q4run.layers.materials import Materials
 from q4run.layers.rotary import Positions
-from q4run.layers.workspace import Workspace, flat_input, if_useful
+from q4run.layers.workspace import flat_input, if_useful
 from q4run.models import parts
-from q4run.models.config import ModelConfig
-from q4run.weights import WeightReader
+from q4run.timeline import ATTENTION
 
 
 class Attention:
     """Grouped-query attention over a layer's cache."""
 
-    def __init__(
-        self,
-        weights: WeightReader,
-        i: int,
-        config: ModelConfig,
-        part: parts.Attention,
-        workspace: Workspace,
-    ) -> None:
+    span = ATTENTION
+
+    def __init__(self, part: parts.Attention, i: int, materials: Materials) -> None:
+        weights, config, workspace = materials.weights, materials.config, materials.workspace
         tensors = parts.by_kind(part.tensors(config.n_embd, i))
         q = weights.matrix(tensors[MODEL_TENSOR.ATTN_Q])
         k = weights.matrix(tensors[MODEL_TENSOR.ATTN_K])
@@ -53,7 +49,7 @@ class Attention:
         self._heads = (part.n_head, part.n_head_kv, part.key_dim)
         self._part = part
 
-    def __call__(self, pool: Pool, x: np.ndarray, cache: LayerCache, positions: Positions) -> None:
+    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerCache, positions: Positions) -> None:
         """Adds the attention to the stream x, float32 (n_tokens, n_embd); the cache takes the
         tokens."""
         attention_layer(
@@ -66,9 +62,9 @@ class Attention:
             self._part.qk_norm is parts.QKNorm.PLAIN,
             positions.rotation(self._part.rope),
             self._temperatures(positions.first, len(x)),
-            cache.keys,
-            cache.values,
-            cache.place(positions.first),
+            kept.keys,
+            kept.values,
+            kept.place(positions.first),
             self._buffers,
         )
 

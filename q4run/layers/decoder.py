@@ -2,26 +2,26 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 
 import numpy as np
 
 from q4run.cache.keys_values import KVCache
-from q4run.errors import Error, FormatError, UnsupportedError
+from q4run.errors import Error, UnsupportedError
 from q4run.experts.store import ExpertStore
 from q4run.gguf_file import GGUFFile
 from q4run.kernels.threads.pool import ThreadPool
-from q4run.layers.experts import MixtureOfExperts
 from q4run.layers.head import Head
-from q4run.layers.layer import Layer
-from q4run.layers.rotary import RotaryEmbedding
+from q4run.layers.materials import Materials
+from q4run.layers.stack import Stack
 from q4run.layers.workspace import Workspace
 from q4run.machine.interrupts import safe_points
 from q4run.models.config import ModelConfig
 from q4run.timeline import EMBEDDING, HEAD, Timeline
 from q4run.weights import EmbeddingTable, WeightReader
 
-# Hears of logits, float32 (n, n_vocab).
+# Ids, or vectors in place of embeddings: float32 (n, n_embd).
+Tokens = Sequence[int] | np.ndarray
+# Is called with logits, float32 (n, n_vocab).
 Consumer = Callable[[np.ndarray], None]
 # The logits of so many bytes are computed at once where those of many tokens are wanted.
 _LOGITS_BYTES = 16 * 2**20
@@ -52,18 +52,9 @@ class Transformer:
         self._n_long_batch, self._n_lent_slots = long_batch or (n_batch, 0)
         self._workspace = workspace = Workspace(config, self._n_long_batch)
         weights = WeightReader(file)
-        self._embedding = EmbeddingTable(file, config.embedding.tensors(config.n_embd)[0])
-        factors = _rope_factors(file, weights, config)
-        self._rotary = RotaryEmbedding(config.ropes, factors)
         self._store = store
-        self._layers = []
-        for i, layer in enumerate(config.layers):
-            self._layers.append(Layer(weights, i, config, layer, store, workspace))
-            if progress:
-                progress(i + 1, len(config.layers))
-        experts = [layer.feed_forward for layer in self._layers]
-        for earlier, later in pairwise(e for e in experts if isinstance(e, MixtureOfExperts)):
-            earlier.next = later
+        self._embedding = EmbeddingTable(file, config.embedding.tensors(config.n_embd)[0])
+        self._stack = Stack(Materials(weights, config, store, workspace), progress)
         self._head = Head(weights, config, workspace)
         self._pool = ThreadPool(threads)
         # Told for how many seconds a read has been waited for, ten times a second.
@@ -74,7 +65,7 @@ class Transformer:
 
     def forward(
         self,
-        ids: Sequence[int],
+        tokens: Tokens,
         cache: KVCache,
         *,
         consume: Consumer | None = None,
@@ -82,35 +73,29 @@ class Transformer:
     ) -> np.ndarray:
         """Runs tokens after those in the cache, in batches; the cache then holds them too.
 
-        Returns the logits after the last token, float32 (n_vocab,). ``consume`` is called with
-        those after ``ids[first:]``, float32 (n, n_vocab), some at a time and in order; the array is
-        used again. After Ctrl-C the cache holds the batches that were complete.
-        Raises Error if the context is too short or an id is not in the vocabulary.
+        tokens: ids, or vectors that enter the layers in place of embeddings. Returns the logits
+        after the last token, float32 (n_vocab,). ``consume`` is called with those after
+        ``tokens[first:]``, float32 (n, n_vocab), some at a time and in order; the array is used
+        again. After Ctrl-C the cache holds the batches that were complete.
+        Raises Error if the context is too short, an id is not in the vocabulary, or vectors have
+        not the model's width.
         """
-        if not ids:
-            raise Error("there are no tokens to run: the prompt is empty")
-        if cache.length + len(ids) > cache.context:
-            raise Error(
-                f"{cache.length + len(ids)} tokens do not fit into a context of {cache.context};"
-                " ask for a larger one with --context"
-            )
-        outside = [token for token in ids if not 0 <= token < self.config.n_vocab]
-        if outside:
-            raise Error(f"token {outside[0]} is not in the vocabulary of {self.config.n_vocab}")
+        self._check(tokens, cache)
         if self.timeline:
-            self.timeline.begin_pass(len(ids))
+            self.timeline.begin_pass(len(tokens))
         done = 0
-        with safe_points() as check_interrupt, self._batch_for(len(ids)) as n_batch:
+        with safe_points() as check_interrupt, self._batch_for(len(tokens)) as n_batch:
 
             def while_waiting(seconds: float) -> None:
                 check_interrupt()
                 self.on_wait(seconds)
 
             self._store.while_waiting = while_waiting
-            while done < len(ids):
-                n_tokens = cache.begin(min(n_batch, len(ids) - done))
+            while done < len(tokens):
+                n_tokens = cache.begin(min(n_batch, len(tokens) - done))
+                x = self._embed(tokens[done : done + n_tokens])
                 try:
-                    x = self._run_layers(ids[done : done + n_tokens], cache, check_interrupt)
+                    self._run_stack(x, cache, check_interrupt)
                 finally:
                     self.under_way = 0.0
                 cache.commit(n_tokens)
@@ -148,20 +133,45 @@ class Transformer:
             finally:
                 self._workspace.give_back()
 
-    def _run_layers(
-        self, ids: Sequence[int], cache: KVCache, check_interrupt: Callable[[], None]
-    ) -> np.ndarray:
-        self._store.begin_pass(len(ids))
-        x = self._embedding.rows(ids)
-        positions = self._rotary(cache.length, len(ids))
+    def _check(self, tokens: Tokens, cache: KVCache) -> None:
+        if not len(tokens):
+            raise Error("there are no tokens to run: the prompt is empty")
+        if cache.length + len(tokens) > cache.context:
+            raise Error(
+                f"{cache.length + len(tokens)} tokens do not fit into a context of {cache.context};"
+                " ask for a larger one with --context"
+            )
+        if isinstance(tokens, np.ndarray):
+            if tokens.ndim != 2 or tokens.shape[1] != self.config.n_embd:
+                raise Error(
+                    f"vectors of the shape {tokens.shape} do not enter a model of width"
+                    f" {self.config.n_embd}"
+                )
+            return
+        outside = [token for token in tokens if not 0 <= token < self.config.n_vocab]
+        if outside:
+            raise Error(f"token {outside[0]} is not in the vocabulary of {self.config.n_vocab}")
+
+    def _embed(self, tokens: Tokens) -> np.ndarray:
+        """The stream as it enters the layers, float32 (len(tokens), n_embd), for them to change."""
+        if isinstance(tokens, np.ndarray):
+            x = np.array(tokens, np.float32)
+        else:
+            x = self._embedding.rows(tokens)
         if self.timeline:
             self.timeline.lap(EMBEDDING)
-        for i, (layer, layer_cache) in enumerate(zip(self._layers, cache.layers, strict=True)):
-            self.under_way = len(ids) * i / len(self._layers)
-            check_interrupt()
-            layer(self._pool.state, x, layer_cache, positions, self.timeline)
-        self._store.end_pass(len(ids))
         return x
+
+    def _run_stack(
+        self, x: np.ndarray, cache: KVCache, check_interrupt: Callable[[], None]
+    ) -> None:
+        def begin_layer(i: int) -> None:
+            self.under_way = len(x) * i / len(self.config.layers)
+            check_interrupt()
+
+        self._store.begin_pass(len(x))
+        self._stack(self._pool.state, x, cache.layers, cache.length, begin_layer, self.timeline)
+        self._store.end_pass(len(x))
 
     def close(self) -> None:
         """Ends the threads and lets go of the file."""
@@ -177,13 +187,3 @@ def check_all_declared(file: GGUFFile, config: ModelConfig) -> None:
             f"{file.path}: q4run does not know what to do with the tensor {unknown[0]} in a"
             f" {file.architecture} model ({len(unknown)} such tensors)"
         )
-
-
-def _rope_factors(file: GGUFFile, weights: WeightReader, config: ModelConfig) -> np.ndarray | None:
-    """What each RoPE frequency is divided by (rope_freqs), where the file has it."""
-    if config.rope_factors is None:
-        return None
-    factors = weights.vector(config.rope_factors.tensors()[0]).astype(np.float64)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise FormatError(f"{file.path}: rope_freqs holds factors that are not positive numbers")
-    return factors

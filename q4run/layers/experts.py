@@ -5,17 +5,18 @@ from typing import Any
 import numpy as np
 from gguf import MODEL_TENSOR
 
+from q4run.cache.keys_values import LayerCache
 from q4run.experts.policies import Key
-from q4run.experts.store import ExpertStore
 from q4run.kernels.experts import combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.feed_forward import feed_forward_job, load_feed_forward, resident_job
-from q4run.layers.workspace import Workspace, flat_input, if_useful, shared_begin
-from q4run.models.config import ModelConfig
+from q4run.layers.materials import Materials
+from q4run.layers.rotary import Positions
+from q4run.layers.workspace import flat_input, if_useful, shared_begin
 from q4run.models.parts import Experts, Gating, by_kind
-from q4run.weights import WeightReader
+from q4run.timeline import EXPERTS
 
 # The share of a layer's experts that may be read ahead in vain.
 _FEW = 0.05
@@ -24,15 +25,10 @@ _FEW = 0.05
 class MixtureOfExperts:
     """Routed experts from the store and, where the model has one, a shared expert beside them."""
 
-    def __init__(
-        self,
-        weights: WeightReader,
-        i: int,
-        config: ModelConfig,
-        part: Experts,
-        store: ExpertStore,
-        w: Workspace,
-    ) -> None:
+    span = EXPERTS
+
+    def __init__(self, part: Experts, i: int, materials: Materials) -> None:
+        weights, config, store, w, _ = materials
         tensors = by_kind(part.tensors(config.n_embd, i))
         self._i = i
         self._part = part
@@ -66,9 +62,9 @@ class MixtureOfExperts:
         self._jobs = np.zeros(part.n_expert + 1, FEED_FORWARD)
         self._norm = weights.vector(tensors[MODEL_TENSOR.FFN_NORM])
         self._eps = np.float32(config.rms_norm_eps)
-        self.next: MixtureOfExperts | None = None  # of the next layer that has experts
+        self._following = materials.following
 
-    def __call__(self, pool: Pool, x: np.ndarray) -> None:
+    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerCache, positions: Positions) -> None:
         """Adds the experts to the stream x, float32 (n_tokens, n_embd).
 
         Experts run in the order in which they reach RAM; their outputs are kept apart and added
@@ -78,8 +74,8 @@ class MixtureOfExperts:
         reads_ahead = not store.holds_all
         if reads_ahead and self._wants_nearly_all(len(x)):
             store.expect_layers_after(self._i)
-        elif self.next and store.prediction.is_on:
-            store.expect(self.next.guess(pool, x))
+        elif self._following and store.prediction.is_on:
+            store.expect(self._following.guess(pool, x))
         else:
             reads_ahead = False
         arguments = self._routing_arguments(pool, x)

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from q4run.cache.keys_values import LayerCache
 from q4run.experts.layout import ExpertMatrix
 from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.threads.pool import Pool
+from q4run.layers.materials import Materials
+from q4run.layers.rotary import Positions
 from q4run.layers.workspace import Int8Buffers, Workspace, flat_input, if_useful
 from q4run.models import parts
-from q4run.models.config import ModelConfig
+from q4run.timeline import FEED_FORWARD as FEED_FORWARD_SPAN
 from q4run.weights import Matrix, WeightReader
 
 Matrices = tuple[Matrix, Matrix, Matrix]
@@ -20,14 +23,10 @@ ExpertMatrices = tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix]
 class DenseFeedForward:
     """The feed-forward of a layer without experts."""
 
-    def __init__(
-        self,
-        weights: WeightReader,
-        i: int,
-        config: ModelConfig,
-        part: parts.DenseFeedForward,
-        w: Workspace,
-    ) -> None:
+    span = FEED_FORWARD_SPAN
+
+    def __init__(self, part: parts.DenseFeedForward, i: int, materials: Materials) -> None:
+        weights, config, w = materials.weights, materials.config, materials.workspace
         norm, *matrices = part.tensors(config.n_embd, i)
         self._matrices = load_feed_forward(weights, matrices)
         gate, up, _ = self._matrices
@@ -39,7 +38,7 @@ class DenseFeedForward:
         self._norm = weights.vector(norm)
         self._eps = np.float32(config.rms_norm_eps)
 
-    def __call__(self, pool: Pool, x: np.ndarray) -> None:
+    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerCache, positions: Positions) -> None:
         """Adds the feed-forward to the stream x, float32 (n_tokens, n_embd)."""
         dense_layer(pool, x, self._norm, self._eps, self._job, self._buffers)
 
