@@ -88,7 +88,7 @@ def _machines() -> tuple[str, ...]:
 
 
 def summary_block(results: Results) -> list[str]:
-    """Of README.md: how true the forecasts were."""
+    """Of docs/measured.md: how true the forecasts were."""
     summary, alone, _ = _checked(results)
     return [
         paragraph(

@@ -1,28 +1,25 @@
-"""What README.md says of measurements: blocks of Markdown, made of what is stored.
+"""What README.md and docs/measured.md say of measurements: blocks of Markdown, made of what is
+stored.
 
-A block stands in the README between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Claims
+A block stands in its page between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``. Claims
 around figures are written so that they stay true whatever is measured, or are checked here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from q4run.bench.figures.stored import Record, Results
 from q4run.bench.figures.tables import markdown_table, number, span
 from q4run.bench.pages import bench_runs
-from q4run.bench.pages.plan_page import summary_block
 from q4run.bench.pages.prose import how_often, in_words, paragraph
-from q4run.bench.pages.readme_quality import quality_block
-from q4run.bench.pages.readme_streaming import streaming_block
 from q4run.bench.pages.recipes import preparation
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.errors import Error
 from q4run.sizes import format_size
 
 
-def _first_start(results: Results) -> list[str]:
+def first_start_block(results: Results) -> list[str]:
     record = results.record("first-start")
     return [
         paragraph(
@@ -37,7 +34,7 @@ def _first_start(results: Results) -> list[str]:
     ]
 
 
-def _allowance(results: Results) -> list[str]:
+def allowance_block(results: Results) -> list[str]:
     record = results.record("first-start")
     usual = [n_bytes / 1e6 for n_bytes in record.numbers("interpreter_bytes")]
     return [
@@ -67,7 +64,7 @@ fast, reading weights at {share:.0f} % of the {slow_limit:.0f} GB/s there were. 
 q4run.bench.measure.kernels` times the products alone."""
 
 
-def _speed(results: Results) -> list[str]:
+def speed_block(results: Results) -> list[str]:
     records = bench_runs.small_scouts(results)
     name, first = next(iter(records.items()))
     slow = results.record("speed-slow-memory")
@@ -109,7 +106,7 @@ def _speed_row(name: str, record: Record) -> list[str]:
     return cells
 
 
-def _scout(results: Results) -> list[str]:
+def scout_block(results: Results) -> list[str]:
     records = bench_runs.scouts(results)
     first, other = (
         next(iter(some.values())) for some in (records, bench_runs.small_scouts(results))
@@ -149,7 +146,7 @@ A {size} checkpoint converts within {peak} of memory at {rate}/s here; killed {k
 (`python -m q4run.bench.measure.big_checkpoint`)."""
 
 
-def _conversion(results: Results) -> list[str]:
+def conversion_block(results: Results) -> list[str]:
     record = results.record("conversion")
     if record.get("same_bytes") is not True:
         raise Error(f"{record.path}: what was resumed is not the same bytes: no figure to show")
@@ -180,7 +177,7 @@ of the largest in the median token of {tokens:.0f}, by {worst:.0f} % where int8 
 token to another expert."""
 
 
-def _correctness(results: Results) -> list[str]:
+def correctness_block(results: Results) -> list[str]:
     record = results.record("correctness")
     medians = record.numbers("llama_cpp_logits.median_difference")
     greedy = ("answers", "same", "margin")
@@ -200,17 +197,3 @@ def _correctness(results: Results) -> list[str]:
             worst=100 * record.number("llama_cpp_logits.largest_difference"),
         )
     ]
-
-
-# By the name of the block: its paragraphs, made of what is stored.
-BLOCKS: dict[str, Callable[[Results], list[str]]] = {
-    "first start": _first_start,
-    "allowance": _allowance,
-    "speed": _speed,
-    "streaming": streaming_block,
-    "scout": _scout,
-    "plan": summary_block,
-    "quality": quality_block,
-    "conversion": _conversion,
-    "correctness": _correctness,
-}

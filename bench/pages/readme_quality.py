@@ -1,4 +1,4 @@
-"""The README's figures of what quantising costs."""
+"""What docs/measured.md says of what quantising costs."""
 
 from __future__ import annotations
 

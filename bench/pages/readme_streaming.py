@@ -1,4 +1,4 @@
-"""The README's figures of streaming: the part of the whole table that tells the most."""
+"""What docs/measured.md says of streaming: the part of the whole table that tells the most."""
 
 from __future__ import annotations
 

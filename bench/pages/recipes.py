@@ -12,6 +12,9 @@ _PREPARATIONS = {
     r"speed-small-scout-(\w+)": [
         r"python -m q4run.bench.models.synthetic s12-\1.gguf --geometry small-scout --type \1"
     ],
+    r"speed-avx2": [
+        "python -m q4run.bench.models.synthetic s12-TYPE.gguf --geometry small-scout --type TYPE"
+    ],
     r"speed-slow-memory": [
         "python -m q4run.bench.models.synthetic s12-q4_0.gguf --geometry small-scout --type q4_0"
     ],

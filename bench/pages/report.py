@@ -9,8 +9,8 @@ something again: run its command (--commands lists them), put the JSON in the pl
 and run this. Paths of the machine in a new JSON become names of files. --check writes nothing,
 tells what is stale and then exits with status 1.
 
-What the pages say is in results_pages.py, what the README says in readme_figures.py; a new block
-is a function there and its name in BLOCKS. documents.py says which blocks a document has.
+What the pages say is in results_pages.py, what README and docs say in readme_*.py and plan_page.py;
+a new block is a function there and its name in documents.py.
 """
 
 from __future__ import annotations
