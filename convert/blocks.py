@@ -25,7 +25,8 @@ class Blocks:
 
     @property
     def n_cols(self) -> int:
-        return self.raw.shape[1] // self.fmt.type_size * self.fmt.block_size
+        n_blocks: int = self.raw.shape[1] // self.fmt.type_size
+        return n_blocks * self.fmt.block_size
 
     def dequantize(self) -> np.ndarray:
         """float32 (rows, columns)."""

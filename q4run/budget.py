@@ -178,7 +178,7 @@ def _lent_slots(
 
 def _round_up(n_bytes: int) -> int:
     """To three digits that are not below ``n_bytes``, so that what is printed works."""
-    unit = 10 ** max(0, len(str(n_bytes)) - 3)
+    unit = int(10 ** max(0, len(str(n_bytes)) - 3))
     return -(-n_bytes // unit) * unit
 
 

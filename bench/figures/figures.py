@@ -21,7 +21,8 @@ def summary_of(runs: list[Figures]) -> Figures:
 
 def median_of(runs: list[Figures]) -> Figures:
     """One run's figures, each the median over the runs; of peak memory, the most."""
-    return _median(runs) | {"peak_rss": max(run["peak_rss"] for run in runs)}
+    medians: Figures = _median(runs)
+    return medians | {"peak_rss": max(run["peak_rss"] for run in runs)}
 
 
 def _median(values: list[Any]) -> Any:

@@ -34,7 +34,8 @@ def over(value: float | None, base: float | None) -> float | None:
 
 
 def threads_of(run: Figures) -> str:
-    return f"{run['threads']} thread" + "s" * (run["threads"] > 1)
+    n_threads: int = run["threads"]
+    return f"{n_threads} thread" + "s" * (n_threads > 1)
 
 
 def number(value: float) -> str:

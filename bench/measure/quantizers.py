@@ -74,7 +74,7 @@ def error_of(
     weights = 1.0 if importance is None else importance.astype(np.float64)
     off = fmt.dequantize(raw).astype(np.float64) - values
     squares: float = np.sum(weights * off**2) / np.sum(weights * values.astype(np.float64) ** 2)
-    return squares**0.5
+    return float(squares**0.5)
 
 
 def measure(types: list[str], rounds: int) -> list[dict[str, Any]]:

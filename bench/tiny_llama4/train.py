@@ -168,7 +168,10 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
-        return json.loads(json.dumps(asdict(self.config) | asdict(self.optimizer)))
+        settings: dict[str, Any] = json.loads(
+            json.dumps(asdict(self.config) | asdict(self.optimizer))
+        )
+        return settings
 
 
 def rate_factor(config: TrainingConfig, step: int) -> float:

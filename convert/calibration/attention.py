@@ -11,7 +11,8 @@ N_QUERIES = 128
 def rms_norm(x: np.ndarray, eps: float) -> np.ndarray:
     """x / rms(x) over the last axis, without a weight; float32."""
     mean = np.square(x).mean(axis=-1, keepdims=True)
-    return x / np.sqrt(mean + np.float32(eps))
+    normed: np.ndarray = x / np.sqrt(mean + np.float32(eps))
+    return normed
 
 
 def attend(

@@ -195,7 +195,7 @@ def _add_products(total: np.ndarray, inputs: np.ndarray, part: slice) -> int:
     for start in range(part.start, part.stop, _BATCH):
         rows = inputs[start : min(start + _BATCH, part.stop)]
         total += rows.T @ rows
-    return part.stop - part.start
+    return int(part.stop - part.start)
 
 
 def _least_bytes(config: ModelConfig, context: int) -> int:

@@ -216,7 +216,8 @@ def _stored(fmt: Format, scales: Scales, codes: np.ndarray) -> np.ndarray:
     n_rows = len(codes)
     scale, minimum = (part.reshape(n_rows, -1, 1) for part in scales[:2])
     levels = fmt.levels[codes].reshape(n_rows, -1, fmt.group_size)
-    return (scale * levels + minimum).reshape(codes.shape)
+    stored: np.ndarray = (scale * levels + minimum).reshape(codes.shape)
+    return stored
 
 
 def _nearest_codes(fmt: Format, values: np.ndarray, scales: Scales) -> np.ndarray:
@@ -225,4 +226,5 @@ def _nearest_codes(fmt: Format, values: np.ndarray, scales: Scales) -> np.ndarra
     groups = values.reshape(n_rows, -1, fmt.group_size) - minimum
     levels = np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0)
     middles = (fmt.levels[1:] + fmt.levels[:-1]) / 2
-    return np.searchsorted(middles, levels.reshape(values.shape), "right").astype(np.uint8)
+    codes: np.ndarray = np.searchsorted(middles, levels.reshape(values.shape), "right")
+    return codes.astype(np.uint8)

@@ -212,22 +212,25 @@ class Forward:
 
         def run(tokens: np.ndarray, x: np.ndarray, observe: Observer) -> np.ndarray:
             observe((names[0], names[1]), matrix, tokens, x)
-            gated = x @ gate.T
+            gated: np.ndarray = x @ gate.T
             gated *= _sigmoid(gated)
             gated *= x @ up.T
             observe((names[2],), matrix, tokens, gated)
-            return gated @ down.T
+            out: np.ndarray = gated @ down.T
+            return out
 
         return run
 
     def _normed(self, tokens: np.ndarray, norm: np.ndarray) -> np.ndarray:
-        return rms_norm(self._stream[tokens], self._config.rms_norm_eps) * norm
+        normed: np.ndarray = rms_norm(self._stream[tokens], self._config.rms_norm_eps) * norm
+        return normed
 
     def _matrix(self, tensor: Tensor, matrix: int = 0) -> np.ndarray:
         return self._weights.matrix(tensor.name, *tensor.shape[-2:], matrix)
 
     def _vector(self, tensor: Tensor) -> np.ndarray:
-        return self._weights.matrix(tensor.name, 1, *tensor.shape)[0]
+        vector: np.ndarray = self._weights.matrix(tensor.name, 1, *tensor.shape)[0]
+        return vector
 
 
 def _batches(tokens: np.ndarray) -> list[np.ndarray]:
@@ -244,4 +247,5 @@ def _shares(logits: np.ndarray, gating: Gating) -> np.ndarray:
     if gating is Gating.SIGMOID_ON_INPUT:
         return _sigmoid(logits)
     exps = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exps / exps.sum(axis=1, keepdims=True)
+    shares: np.ndarray = exps / exps.sum(axis=1, keepdims=True)
+    return shares

@@ -96,10 +96,11 @@ class Fp8Tensor:
         n_cols = -(-self.shape[-1] // self.block[1])
         if self.scales.dtype == "F8_E8M0":
             codes = self.scales.read_bytes(first * n_cols, count * n_cols)
-            values = _TABLES["F8_E8M0"][codes]
+            values: np.ndarray = _TABLES["F8_E8M0"][codes]
         else:
             values = self.scales.read(first * n_cols, count * n_cols).astype(np.float32)
-        return values.reshape(count, n_cols)
+        scales: np.ndarray = values.reshape(count, n_cols)
+        return scales
 
 
 def scaled(codes: StoredTensor, scales: StoredTensor, block: tuple[int, int]) -> Fp8Tensor:

@@ -48,7 +48,7 @@ class StoredTensor:
     @property
     def numpy_dtype(self) -> np.dtype:
         """bfloat16, float16 or float32; ``UnsupportedError`` for any other type."""
-        dtype = DTYPES.get(self.dtype)
+        dtype: np.dtype | None = DTYPES.get(self.dtype)
         if dtype is None:
             raise UnsupportedError(
                 f"{self.path}: tensor '{self.name}' is stored as {self.dtype}; convert reads "

@@ -216,7 +216,7 @@ def _prepends_space(path: Path, tokenizer: dict[str, Any]) -> bool:
     normalizer, pre_tokenizer = tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer")
     if isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "Metaspace":
         if normalizer is None and not pre_tokenizer.get("split", True):
-            return pre_tokenizer.get("prepend_scheme", "always") != "never"
+            return bool(pre_tokenizer.get("prepend_scheme", "always") != "never")
     elif pre_tokenizer is None and isinstance(normalizer, dict):
         steps = normalizer.get("normalizers", [normalizer])
         prepend = {"type": "Prepend", "prepend": SPACE}

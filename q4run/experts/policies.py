@@ -104,7 +104,8 @@ class LayerOrder:
         place = int(wait.argmax())
         if wait.flat[place] < 0:
             return None
-        return divmod(place, wait.shape[1])
+        layer, expert = divmod(place, int(wait.shape[1]))
+        return layer, expert
 
 
 POLICIES: dict[str, Callable[[int, int], Policy]] = {

@@ -99,7 +99,8 @@ class ExpertStore:
     def addresses(self, layer: int) -> np.ndarray:
         """Where each expert of a layer is in RAM, 0 where it is not: int64 (n_expert,), which stays
         true as experts come and go. Its matrices are at their ``slot_offset``, interleaved."""
-        return self.slots.addresses[layer]
+        addresses: np.ndarray = self.slots.addresses[layer]
+        return addresses
 
     def request(self, layer: int, experts: Sequence[int]) -> Request:
         """Asks for experts of one layer; the reads of the missing ones leave at once."""

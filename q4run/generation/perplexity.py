@@ -169,7 +169,8 @@ def _add_comparison(
 
 def _nll(log_probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     n_tokens = len(log_probabilities)
-    return -log_probabilities[np.arange(n_tokens), targets[:n_tokens]]
+    chosen: np.ndarray = log_probabilities[np.arange(n_tokens), targets[:n_tokens]]
+    return -chosen
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import EllipsisType, MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from gguf import GGUFValueType
 
@@ -98,22 +98,22 @@ class GGUFFile:
         if key in self.metadata and not minimum <= value <= maximum:
             allowed = f"at least {minimum}" if value < minimum else f"at most {maximum}"
             raise FormatError(f"{self.path}: {key} is {value}, but must be {allowed}")
-        return value
+        return cast("int | Default", value)
 
     def get_float(self, key: str, default: Default | EllipsisType = ...) -> float | Default:
         """The float under ``key``, which must be finite; otherwise like `get_int`."""
         value = self._get(key, float, default)
         if key in self.metadata and not math.isfinite(value):
             raise FormatError(f"{self.path}: {key} is {value}, but must be finite")
-        return value
+        return cast("float | Default", value)
 
     def get_str(self, key: str, default: Default | EllipsisType = ...) -> str | Default:
         """The string under ``key``; otherwise like `get_int`."""
-        return self._get(key, str, default)
+        return cast("str | Default", self._get(key, str, default))
 
     def get_bool(self, key: str, default: Default | EllipsisType = ...) -> bool | Default:
         """The truth value under ``key``; otherwise like `get_int`."""
-        return self._get(key, bool, default)
+        return cast("bool | Default", self._get(key, bool, default))
 
     def get_array(
         self, key: str, element_type: type[Element], default: Default | EllipsisType = ...
@@ -126,7 +126,7 @@ class GGUFFile:
         array = self.metadata.array(key)
         if array is None:
             if key not in self.metadata:
-                return self._default(key, default)
+                return cast(Default, self._default(key, default))
             raise FormatError(f"{self.path}: {key} is not an array")
         if array.element_type not in _ELEMENT_TYPES[element_type]:
             raise FormatError(

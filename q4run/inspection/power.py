@@ -30,7 +30,7 @@ def _battery_in_use() -> int | None:
         return None
     if battery is None or battery.power_plugged is not False:
         return None
-    return round(battery.percent)
+    return round(float(battery.percent))
 
 
 def _linux_low_power(root: Path, governor: str | None) -> bool | None:

@@ -110,7 +110,8 @@ class Transformer:
         if self.timeline:
             self.timeline.lap(HEAD)
             self.timeline.end_pass()
-        return logits[0]
+        last: np.ndarray = logits[0]
+        return last
 
     def _give_logits(self, x: np.ndarray, consume: Consumer) -> None:
         n_vocab = self.config.n_vocab

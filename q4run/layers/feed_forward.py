@@ -66,7 +66,7 @@ def feed_forward_job(
     """The ``FEED_FORWARD`` from ``source`` to ``out``; its hidden values begin at
     ``hidden_begin``."""
     gate, up, down = matrices
-    job = np.zeros(1, FEED_FORWARD)[0]
+    job: np.void = np.zeros(1, FEED_FORWARD)[0]
     job["gate"], job["up"], job["down"] = gate.record, up.record, down.record
     job["input"] = flat_input(source, if_useful(source_int8, gate.fmt, up.fmt))
     hidden_int8 = if_useful(w.experts.hidden_int8, down.fmt)

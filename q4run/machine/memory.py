@@ -12,7 +12,7 @@ from q4run.machine.cgroups import cgroups
 
 def available_memory() -> int:
     """Bytes this process could still take: what is free, cut to the container's limit."""
-    return max(0, min(psutil.virtual_memory().available, *_container_headroom(Path("/"))))
+    return max(0, min(_free_memory(), *_container_headroom(Path("/"))))
 
 
 def reclaimable_headroom() -> int:
@@ -21,13 +21,19 @@ def reclaimable_headroom() -> int:
     What a running model goes by: inside a container's limit, its own reads keep the cache full.
     """
     files = ("inactive_file", "active_file")
-    return max(0, min(psutil.virtual_memory().available, *_container_headroom(Path("/"), files)))
+    return max(0, min(_free_memory(), *_container_headroom(Path("/"), files)))
 
 
 def total_memory() -> int:
     """Bytes of RAM this process may ever use: the machine's, cut to the container's limit."""
     limits = [_read_number(folder / limit) for folder, limit, _ in _cgroup_folders(Path("/"))]
-    return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
+    return min(
+        [int(psutil.virtual_memory().total), *(limit for limit in limits if limit is not None)]
+    )
+
+
+def _free_memory() -> int:
+    return int(psutil.virtual_memory().available)
 
 
 def _container_headroom(root: Path, reclaimable: Sequence[str] = ("inactive_file",)) -> list[int]:

@@ -36,7 +36,7 @@ def read_limit(threads: int) -> float:
     return n_bytes / best
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def _sum(values: np.ndarray) -> np.uint64:
     total = np.uint64(0)
     for i in range(values.size):  # over the values themselves, it would gather them

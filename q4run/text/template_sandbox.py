@@ -14,11 +14,12 @@ from types import BuiltinMethodType, MethodType
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
 from q4run.text.template_work import Metering, Work
 
@@ -195,18 +196,18 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return self._join(str(d), values)
 
     def _replace(self, text: Any, old: Any, new: Any, count: int = -1) -> str:
-        text, old, new = str(text), str(old), str(new)
-        found = text.count(old) if count < 0 else min(count, text.count(old))
-        self.work.charge(len(text) + found * len(new))
-        return text.replace(old, new, count)
+        whole, part, other = str(text), str(old), str(new)
+        found = whole.count(part) if count < 0 else min(count, whole.count(part))
+        self.work.charge(len(whole) + found * len(other))
+        return whole.replace(part, other, count)
 
     def _percent(self, template: Any, values: Any) -> str:
-        template = str(template)
-        if _WIDE_FIELD.search(template, template.find("%") + 1):
+        text = str(template)
+        if _WIDE_FIELD.search(text, text.find("%") + 1):
             raise SecurityError("a format with such wide fields is not available")
-        size = self.work.size_of([template, values], as_text=True)
-        self.work.charge(len(template) + template.count("%") * (size + 1000))
-        return template % values
+        size = self.work.size_of([text, values], as_text=True)
+        self.work.charge(len(text) + text.count("%") * (size + 1000))
+        return str(text % values)
 
 
 class _Formatter(SandboxedFormatter):
@@ -215,7 +216,7 @@ class _Formatter(SandboxedFormatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if _WIDE_FIELD.search(format_spec):
             raise SecurityError("a format with such wide fields is not available")
-        return super().format_field(value, format_spec)
+        return str(super().format_field(value, format_spec))
 
 
 class _Generation(Extension):

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from jinja2 import TemplateError, Undefined, nodes
-from jinja2.sandbox import SecurityError
+from jinja2.exceptions import SecurityError
 from jinja2.visitor import NodeTransformer
 
 MAX_STEPS = 2_000_000
