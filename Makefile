@@ -2,7 +2,7 @@
 # `make PYTHON=python3.13 install` takes another Python.
 PYTHON ?= python3
 # The least share of lines outside compiled kernels that `make coverage` accepts, in percent.
-COVERAGE ?= 85
+COVERAGE ?= 80
 
 .PHONY: help install check test coverage release clean
 
