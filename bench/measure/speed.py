@@ -18,7 +18,8 @@ from q4run.bench.measure.disk_watch import DiskWatch
 from q4run.bench.peer.llama_cpp_speed import difference, disk_bytes
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
-from q4run.inspection.model import EXPERTS, summarize
+from q4run.inspection.model import summarize
+from q4run.models.names import EXPERTS
 
 if TYPE_CHECKING:
     from q4run.model import Model, Stats

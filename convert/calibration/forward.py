@@ -226,7 +226,8 @@ class Forward:
         return normed
 
     def _matrix(self, tensor: Tensor, matrix: int = 0) -> np.ndarray:
-        return self._weights.matrix(tensor.name, *tensor.shape[-2:], matrix)
+        n_rows, n_cols = tensor.shape[-2:]
+        return self._weights.matrix(tensor.name, n_rows, n_cols, matrix)
 
     def _vector(self, tensor: Tensor) -> np.ndarray:
         vector: np.ndarray = self._weights.matrix(tensor.name, 1, *tensor.shape)[0]

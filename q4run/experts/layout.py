@@ -89,8 +89,9 @@ def _layer_matrices(
         if declared.role is not Role.EXPERT:
             continue
         tensor = checked_tensor(file, declared)
+        n_expert, n_rows, n_cols = tensor.shape
         matrix = ExpertMatrix(
-            tensor.path, format_of(tensor), *tensor.shape, tensor.offset, slot_offset
+            tensor.path, format_of(tensor), n_expert, n_rows, n_cols, tensor.offset, slot_offset
         )
         matrices.append(matrix)
         slot_offset += matrix.slot_bytes
