@@ -1,31 +1,31 @@
 """Which family a checkpoint belongs to, by the architecture its ``config.json`` names.
 
-A family is one function: checkpoint in, `Plan` out. To add one, write its file here and enter it
-in `FAMILIES`.
+A file of this folder that names ``ARCHITECTURES`` is a family; its ``plan`` makes of a checkpoint
+of theirs a `Plan`. `decoder` has what all decoders share, `names` what checkpoints call a tensor.
 """
 
 from collections.abc import Callable
+from importlib import import_module
+from pkgutil import iter_modules
 
 from q4run.convert.families.decoder import Plan
-from q4run.convert.families.llama import plan_llama
-from q4run.convert.families.llama4 import plan_llama4
-from q4run.convert.families.mixtral import plan_mixtral
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
 
 __all__ = ["FAMILIES", "Plan", "plan_checkpoint"]
 
-FAMILIES: dict[str, Callable[[Checkpoint], Plan]] = {
-    "Llama4ForCausalLM": plan_llama4,
-    "Llama4ForConditionalGeneration": plan_llama4,
-    "LlamaForCausalLM": plan_llama,
-    "MistralForCausalLM": plan_llama,
-    "MixtralForCausalLM": plan_mixtral,
-}
+
+def _find_families() -> dict[str, Callable[[Checkpoint], Plan]]:
+    modules = [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]
+    names = {name: m.plan for m in modules for name in getattr(m, "ARCHITECTURES", ())}
+    return dict(sorted(names.items()))
+
+
+FAMILIES = _find_families()
 
 
 def plan_checkpoint(checkpoint: Checkpoint) -> Plan:
-    """What the checkpoint becomes.
+    """Tells what the checkpoint becomes.
 
     Raises ``UnsupportedError`` for an architecture or feature that is not known, ``FormatError``
     where configuration and tensors contradict each other.

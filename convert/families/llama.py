@@ -18,10 +18,11 @@ from q4run.convert.tensors import OutputTensor
 from q4run.errors import UnsupportedError
 from q4run.models.parts import DenseFeedForward
 
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 IGNORABLE = r"rotary_emb\.inv_freq$"
 
 
-def plan_llama(checkpoint: Checkpoint) -> Plan:
+def plan(checkpoint: Checkpoint) -> Plan:
     """The GGUF of a Llama checkpoint (architecture ``llama``)."""
     config = checkpoint.config
     sizes = read_sizes(checkpoint, config, default_theta=10000.0)

@@ -27,11 +27,12 @@ from q4run.models.llama4 import (
 from q4run.models.parts import DenseFeedForward, Experts, Gating, SharedExpert
 
 VISION = r"^(vision_model|multi_modal_projector)\."
+ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
 _STACKS = (MODEL_TENSOR.FFN_GATE_EXP, MODEL_TENSOR.FFN_UP_EXP, MODEL_TENSOR.FFN_DOWN_EXP)
 IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
 
 
-def plan_llama4(checkpoint: Checkpoint) -> Plan:
+def plan(checkpoint: Checkpoint) -> Plan:
     """The GGUF of a Llama 4 checkpoint (architecture ``llama4``).
 
     The vision tensors of ``Llama4ForConditionalGeneration`` are left out, which a note says.

@@ -18,6 +18,7 @@ from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import ReadRows, rows_of, stack_of
 from q4run.models.parts import Experts, Gating, Role, Tensor
 
+ARCHITECTURES = ("MixtralForCausalLM",)
 _SOURCES = {
     MODEL_TENSOR.FFN_GATE_EXP: "w1",
     MODEL_TENSOR.FFN_UP_EXP: "w3",
@@ -25,7 +26,7 @@ _SOURCES = {
 }
 
 
-def plan_mixtral(checkpoint: Checkpoint) -> Plan:
+def plan(checkpoint: Checkpoint) -> Plan:
     """The GGUF of a Mixtral checkpoint (architecture ``llama``, with experts)."""
     config = checkpoint.config
     sizes = read_sizes(checkpoint, config, default_theta=1e6)

@@ -1,16 +1,23 @@
 """What the parts of layers are made from."""
 
-from __future__ import annotations
+from typing import NamedTuple, Protocol
 
-from typing import TYPE_CHECKING, NamedTuple
+import numpy as np
 
+from q4run.experts.policies import Key
 from q4run.experts.store import ExpertStore
+from q4run.kernels.threads.pool import Pool
 from q4run.layers.workspace import Workspace
 from q4run.models.config import ModelConfig
 from q4run.weights import WeightReader
 
-if TYPE_CHECKING:
-    from q4run.layers.experts import MixtureOfExperts
+
+class Guesser(Protocol):
+    """Experts that guess what they will want, from the stream of an earlier layer."""
+
+    def guess(self, pool: Pool, x: np.ndarray) -> list[Key]:
+        """Returns likely experts for the stream x, float32 (1, n_embd)."""
+        ...
 
 
 class Materials(NamedTuple):
@@ -20,4 +27,4 @@ class Materials(NamedTuple):
     config: ModelConfig
     store: ExpertStore
     workspace: Workspace
-    following: MixtureOfExperts | None = None
+    following: Guesser | None = None

@@ -1,10 +1,16 @@
-"""The model families q4run runs, one file each; a family says what its layers do."""
+"""The model families q4run runs, one file each; a family says what its layers do.
 
-from typing import Protocol
+A file of this folder that names an ``ARCHITECTURE`` is a family. `parts` has the words in which
+families speak, `config` what all decoders share, `names` what tensors of any family do, `shapes`
+known models.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Protocol, cast
 
 from q4run.errors import UnsupportedError
 from q4run.gguf_file import GGUFFile
-from q4run.models import llama, llama4
 from q4run.models.config import ModelConfig
 
 
@@ -16,11 +22,16 @@ class Family(Protocol):
     def read_config(self, file: GGUFFile) -> ModelConfig: ...
 
 
-FAMILIES: dict[str, Family] = {family.ARCHITECTURE: family for family in (llama, llama4)}
+def _find_families() -> dict[str, Family]:
+    modules = (import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__))
+    return {m.ARCHITECTURE: cast(Family, m) for m in modules if hasattr(m, "ARCHITECTURE")}
+
+
+FAMILIES = _find_families()
 
 
 def read_config(file: GGUFFile) -> ModelConfig:
-    """The hyperparameters of the model in ``file``; UnsupportedError for an unknown family."""
+    """Reads a model's hyperparameters; UnsupportedError for an unknown family."""
     family = FAMILIES.get(file.architecture)
     if family is None:
         raise UnsupportedError(
