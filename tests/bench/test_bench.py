@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from helpers.fake_peer import DISK_BYTES, make_fake_peer
 import q4run
 from q4run.bench.figures.figures import median_of, ratios_of
 from q4run.bench.figures.stored import Results
+from q4run.bench.figures.tables import number
 from q4run.bench.measure import compare, limits, speed
 from q4run.bench.models.synthetic import write_model
 from q4run.bench.pages import bench_runs
@@ -127,6 +129,27 @@ def known_read_limit(monkeypatch):
     monkeypatch.setattr("q4run.planning.memory_speed.read_limit", lambda threads: READ_LIMIT)
 
 
+@pytest.fixture(scope="module")
+def figures_of_requests() -> dict[str, list[dict[str, Any]]]:
+    return {}
+
+
+@pytest.fixture
+def quick_runs(figures_of_requests, monkeypatch) -> None:
+    """q4run runs a request once for all tests that ask for this fixture; a peer runs each time."""
+    run = compare._run
+
+    def run_once(name: str, command: list[str], request: compare.Request) -> Any:
+        if name == compare.LLAMA_CPP:
+            return run(name, command, request)
+        key = repr(request)
+        if key not in figures_of_requests:
+            figures_of_requests[key] = run(name, command, request)
+        return deepcopy(figures_of_requests[key])
+
+    monkeypatch.setattr(compare, "_run", run_once)
+
+
 def bench(*arguments: object) -> Any:
     """Runs it in this process, briefly, on one thread."""
     return invoke("bench", *arguments, "-p", 20, "-n", 6, "--runs", 2, "--threads", 1)
@@ -189,7 +212,7 @@ def test_one_start_alone(model, start, known_read_limit):
     assert other not in result.stderr.splitlines()[1]
 
 
-def test_the_table_has_every_figure(model, known_read_limit):
+def test_the_table_has_every_figure(model, known_read_limit, quick_runs):
     result = bench(model)
     assert result.exit_code == 0, result.stderr
     both = r"[\d.]+(  \([\d.]+ to [\d.]+\))? +[\d.]+"
@@ -214,18 +237,49 @@ def test_the_table_has_every_figure(model, known_read_limit):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_what_was_in_the_page_cache_is_not_called_cold(model, monkeypatch, known_read_limit):
-    monkeypatch.setattr(compare, "drop_from_page_cache", lambda path: path.read_bytes())
-    result = bench(model, "--cold")
-    if DISK_BYTES is int:
-        assert re.search(r"1 thread +first", result.stdout)
-        assert re.search(r"really from disk +0 %", result.stdout)
-        assert "first, not cold: the kernel counts only 0 %" in " ".join(result.stderr.split())
+@pytest.fixture(scope="module")
+def cold_run(model) -> list[dict[str, Any]]:
+    prompt, continuation = speed.choose_tokens(model, 20, 6)
+    request = compare.Request(
+        str(model), prompt, continuation, context=26, threads=1, warm_up=False
+    )
+    return compare.run_in_turn(request, runs=1)[compare.Q4RUN]
 
 
-def test_where_nothing_can_be_dropped_it_says_so(model, monkeypatch, known_read_limit):
+@pytest.fixture
+def bench_cold(model, cold_run, known_read_limit, monkeypatch):
+    """``bench --cold`` where the kernel counts ``share`` of what was read as read from disk.
+
+    The real share says little of so small a file: a page of the program itself counts as well.
+    """
+
+    def run(share: float | None) -> Any:
+        figures = [figures | {"from_disk_share": share} for figures in cold_run]
+        monkeypatch.setattr(compare, "_run", lambda *words: figures)
+        return bench(model, "--cold")
+
+    return run
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.89])
+def test_what_was_in_the_page_cache_is_not_called_cold(bench_cold, share):
+    result = bench_cold(share)
+    assert re.search(r"1 thread +first", result.stdout)
+    assert re.search(rf"really from disk +{share * 100:.0f} %", result.stdout)
+    warning = f"first, not cold: the kernel counts only {share * 100:.0f} %"
+    assert warning in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("share", [None, 0.9, 1.0])
+def test_what_came_from_disk_is_called_cold(bench_cold, share):
+    result = bench_cold(share)
+    assert re.search(r"1 thread +cold", result.stdout)
+    assert "not cold" not in result.stderr
+
+
+def test_where_nothing_can_be_dropped_it_says_so(bench_cold, monkeypatch):
     monkeypatch.setattr("q4run.cli.bench_report.CAN_DROP", False)
-    result = bench(model, "--cold")
+    result = bench_cold(1.0)
     assert re.search(r"1 thread +first", result.stdout)
     assert "first, not cold: this system lets no program drop a file" in result.stderr
 
@@ -331,7 +385,7 @@ def peer(tmp_path):
     return make
 
 
-def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_limit):
+def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_limit, quick_runs):
     python, log = peer()
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python, "--json")
     assert result.exit_code == 0, result.stderr
@@ -370,7 +424,9 @@ def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_lim
         }
 
 
-def test_its_json_is_what_the_report_reads(model, peer, known_read_limit, monkeypatch, tmp_path):
+def test_its_json_is_what_the_report_reads(
+    model, peer, known_read_limit, monkeypatch, tmp_path, quick_runs
+):
     python, _ = peer()
     words = ("bench", str(model), "--vs", "llama.cpp", "--peer-python", str(python), "--json")
     monkeypatch.setattr("sys.argv", ["q4run", *words])
@@ -379,16 +435,14 @@ def test_its_json_is_what_the_report_reads(model, peer, known_read_limit, monkey
     (record,) = bench_runs.small_scouts(Results(tmp_path)).values()
     assert bench_runs.command_of(record) == "q4run bench FILE --vs llama.cpp"
     assert record.number("read_limit") == READ_LIMIT
-    assert bench_runs.ratio_of(record, "decode").startswith(
-        f"{record.number('ratio.decode'):.2f}"[:3]
-    )
+    assert bench_runs.ratio_of(record, "decode").startswith(number(record.number("ratio.decode")))
     assert bench_runs.made_of([record]).endswith("1 thread; reads by pread; a fake.")
     page = "\n".join(PAGES["speed-small-scout"](Results(tmp_path)))
     assert re.search(r"\n\| decoding 6, tok/s \| [\d.]+ \|\n\| – llama.cpp \| 50.0 \|\n", page)
     assert re.search(r"\n\| – llama.cpp \| 1.00 GB \|\n\| – q4run over it \| 0.\d\d", page)
 
 
-def test_the_table_has_both_programs_and_the_ratios(model, peer, known_read_limit):
+def test_the_table_has_both_programs_and_the_ratios(model, peer, known_read_limit, quick_runs):
     python, _ = peer()
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python)
     assert re.search(r"q4run +llama\.cpp +ratio", result.stdout), result.stderr
@@ -415,7 +469,7 @@ def test_a_peer_that_is_not_there_is_one_error_line(model, peer, tmp_path):
     assert not log.exists()
 
 
-def test_a_peer_that_fails_is_one_error_line(model, peer):
+def test_a_peer_that_fails_is_one_error_line(model, peer, quick_runs):
     python, _ = peer(fails=True)
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python)
     assert result.exit_code == 1
@@ -632,8 +686,10 @@ def test_the_read_limit_is_a_plausible_speed(monkeypatch):
 
 def test_the_runtime_does_not_import_it():
     code = """
-        import sys import q4run.model, q4run.generation.completion, q4run.generation.conversation,
-        q4run.cli.bench assert not [name for name in sys.modules if name.startswith("q4run.bench")]
+        import sys
+        import q4run.model, q4run.generation.completion, q4run.generation.conversation
+        import q4run.cli.bench
+        assert not [name for name in sys.modules if name.startswith("q4run.bench")]
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False

@@ -50,6 +50,7 @@ def run(folder: Path, *words: str) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_the_compilers_memory_is_another_processes(tmp_path):
     n_started, _, n_before, n_after, peak = run(tmp_path)
@@ -63,8 +64,10 @@ def test_the_compilers_memory_is_another_processes(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_several_processes_share_the_work(tmp_path):
+    """And the memory it takes."""
     n_started, _, n_before, n_after, peak = run(tmp_path, "three")
     assert (n_started, n_before) == (3, 0)
+    assert n_after > 5
     n_started, _, _, n_again, next_peak = run(tmp_path)
     assert (n_started, n_again) == (0, n_after)
     assert peak < next_peak + 20_000_000
@@ -93,3 +96,54 @@ def test_ctrl_c_while_compiling_ends_both(tmp_path):
         assert "KeyboardInterrupt" in complaints
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody of the group is left
+
+
+# Two variants of one function: numba keeps them in numbered files behind one index.
+VARIANTS = """
+import sys, time
+from numba import int64
+from numba.core.caching import IndexDataCacheFile
+from q4run.kernels.compiling.compile import c_function
+
+def variant_of(number):
+    @c_function(int64(int64))
+    def variant(x):
+        return x + number
+    return variant
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    if number := int(sys.stdin.readline()):
+        load_index = IndexDataCacheFile._load_index
+        IndexDataCacheFile._load_index = lambda file: (load_index(file), time.sleep(0.5))[0]
+        variant_of(number)
+    else:
+        variants = [variant_of(1000), variant_of(2000)]
+        print([v.ctypes(7) for v in variants], [v.cache_hits for v in variants])
+"""
+
+
+def test_processes_that_save_at_the_same_time_keep_all_variants(tmp_path):
+    program = tmp_path / "variants.py"
+    program.write_text(VARIANTS)
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, str(program)],
+            env=os.environ | {"Q4RUN_CACHE": str(tmp_path / "cache")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    writers = [start(), start()]
+    for writer, number in zip(writers, (1000, 2000), strict=True):
+        writer.stdin.write(f"{number}\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=300)
+        assert writer.returncode == 0
+    printed, _ = start().communicate("0\n", timeout=300)
+    assert printed == "[1007, 2007] [1, 1]\n"
