@@ -21,7 +21,8 @@ from q4run.gguf_file import open_gguf
 from q4run.inspection.model import EXPERTS, summarize
 
 if TYPE_CHECKING:
-    from q4run.model import Model, Stats
+    from q4run.generation.stats import Stats
+    from q4run.model import Model
 
 
 def choose_tokens(path: Path, n_prompt: int, n_decode: int) -> tuple[list[int], list[int]]:
