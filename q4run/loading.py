@@ -16,7 +16,7 @@ from q4run.errors import Error
 from q4run.events import Events
 from q4run.experts.layout import ExpertLayout, read_layout
 from q4run.experts.policies import DEFAULT_CACHE
-from q4run.experts.prediction import DEFAULT_PREFETCH
+from q4run.experts.prefetch import DEFAULT_PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.generation.session import Session

@@ -13,7 +13,8 @@ from q4run.events import Events
 from q4run.experts.counters import ExpertCounters
 from q4run.experts.layout import ExpertLayout
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
-from q4run.experts.prediction import DEFAULT_PREFETCH, Prediction
+from q4run.experts.prediction import Prediction
+from q4run.experts.prefetch import DEFAULT_PREFETCH
 from q4run.experts.read_ahead import ReadAhead
 from q4run.experts.request import Request
 from q4run.experts.slots import Slots

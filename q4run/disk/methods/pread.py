@@ -36,3 +36,6 @@ class Pread:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
+
+
+METHOD = Pread
