@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from q4run.budget import DEFAULT_CONTEXT, MemoryPlan, plan_memory
-from q4run.cache.keys_values import KV_TYPES, KVCache
+from q4run.cache.keys_values import KVCache
 from q4run.disk.auto import choose_method
 from q4run.disk.methods import METHODS
 from q4run.errors import Error
@@ -26,6 +26,7 @@ from q4run.experts.trace import TraceWriter
 from q4run.generation.sampler import Sampler, SamplingParameters
 from q4run.generation.session import Session
 from q4run.gguf_file import GGUFFile, open_gguf
+from q4run.kernels.attention.kinds import find_kind, kind_names
 from q4run.kernels.formats import Format, find_format
 from q4run.kernels.prepare import prepare
 from q4run.layers.decoder import Transformer
@@ -114,8 +115,8 @@ def load(
     faster. trace: a file that gets which experts each layer used. Raises ``q4run.Error`` and its
     kinds.
     """
-    if kv_type not in KV_TYPES:
-        raise Error(f"there is no KV type '{kv_type}'; choose {' or '.join(KV_TYPES)}")
+    if kv_type not in kind_names():
+        raise Error(f"there is no KV type '{kv_type}'; choose {' or '.join(kind_names())}")
     if cache not in POLICIES:
         raise Error(f"there is no cache policy '{cache}'; choose {' or '.join(POLICIES)}")
     if prefetch not in PREFETCH:
@@ -186,7 +187,7 @@ def prepare_kernels(
     compiled. ``load`` does it by itself: for whoever wants that over before a clock starts."""
     prepare(
         sorted({fmt.in_ram for fmt in _formats(file)}, key=lambda fmt: fmt.name),
-        KV_TYPES[kv_type],
+        find_kind(kv_type),
         _stage(progress, "compiling kernels"),
         n_compilers=max(1, min(threads, MOST_COMPILERS, available_memory() // COMPILER_BYTES)),
     )
