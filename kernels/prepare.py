@@ -2,7 +2,7 @@
 
 The compiler takes as much memory as all else that is not a model, and numba gives none of it back.
 
-    python -m q4run.kernels.prepare KV_DTYPE FORMAT ...
+    python -m q4run.kernels.prepare KV_KIND FORMAT ...
 
 takes from standard input which steps to do, a byte each, and prints a line for each that is done.
 """
@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numba
-import numpy as np
 from llvmlite.binding import get_host_cpu_name
 
+from q4run.kernels.attention.kinds import find_kind
+from q4run.kernels.attention.kinds.base import KVKind
 from q4run.kernels.compiling.compile import CACHE_FOLDER, can_cache
 from q4run.kernels.compiling.target import host_features
 from q4run.kernels.formats import Format, find_format_named
@@ -28,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 def prepare(
     formats: Sequence[Format],
-    kv_dtype: type,
+    kind: KVKind,
     progress: Progress | None = None,
     n_compilers: int = 1,
 ) -> None:
@@ -38,13 +39,13 @@ def prepare(
     processes, or they fail, kernels are compiled here. ``progress`` hears of (steps done, steps in
     all).
     """
-    words = [np.dtype(kv_dtype).name, *sorted(fmt.name for fmt in formats)]
+    words = [kind.name, *sorted(fmt.name for fmt in formats)]
     note = CACHE_FOLDER / f"compiled-{_digest(words)}"
     is_new = can_cache() and not note.exists()
     # A program that Python is embedded in has no executable to start.
     if is_new and sys.executable:
-        _compile_apart(words, len(warm_up_steps(formats, kv_dtype)), n_compilers, progress)
-    warm_up(formats, kv_dtype, progress)
+        _compile_apart(words, len(warm_up_steps(formats, kind)), n_compilers, progress)
+    warm_up(formats, kind, progress)
     if is_new:
         with suppress(OSError):
             note.touch()
@@ -89,9 +90,9 @@ def _compile_apart(
 
 
 def main() -> None:
-    kv_dtype, *names = sys.argv[1:]
+    kind, *names = sys.argv[1:]
     formats = [fmt for name in names if (fmt := find_format_named(name))]
-    steps = warm_up_steps(formats, np.dtype(kv_dtype).type)
+    steps = warm_up_steps(formats, find_kind(kind))
     while step := os.read(sys.stdin.fileno(), 1):
         steps[step[0]]()
         print("done", flush=True)

@@ -5,7 +5,16 @@ from functools import partial
 
 import numpy as np
 
-from q4run.kernels.attention.layer import OUTPUT, AttentionBuffers, attention_layer
+from q4run.kernels.attention.heads import ByPosition, Heads
+from q4run.kernels.attention.kinds.base import KVKind
+from q4run.kernels.attention.layer import (
+    OUTPUT,
+    AttentionBuffers,
+    AttentionRecord,
+    KeptTokens,
+    attention_layer,
+)
+from q4run.kernels.attention.rows import KVRows
 from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
@@ -26,23 +35,23 @@ _ROUTING = Routing(_F32, _I64, _F32, _I64, np.zeros(1, np.int64), np.zeros(2, np
 
 
 def warm_up(
-    formats: Iterable[Format], kv_dtype: type, progress: Callable[[int, int], None] | None = None
+    formats: Iterable[Format], kind: KVKind, progress: Callable[[int, int], None] | None = None
 ) -> None:
     """Calls every kernel once on next to nothing: compiled the first time, else loaded from disk.
 
-    ``progress`` hears of (steps done, steps in all).
+    ``progress`` is called with (steps done, steps in all).
     """
-    steps = warm_up_steps(formats, kv_dtype)
+    steps = warm_up_steps(formats, kind)
     for done, step in enumerate(steps):
         step()
         if progress:
             progress(done + 1, len(steps))
 
 
-def warm_up_steps(formats: Iterable[Format], kv_dtype: type) -> list[Callable[[], None]]:
+def warm_up_steps(formats: Iterable[Format], kind: KVKind) -> list[Callable[[], None]]:
     """What ``warm_up`` does, in steps that need not each other; the longest to compile first."""
     own = [partial(_format, fmt) for fmt in formats]
-    return [partial(_attention, kv_dtype), _experts, *own, _feed_forwards, _threads]
+    return [partial(_attention, kind), _experts, *own, _feed_forwards, _threads]
 
 
 def _format(fmt: Format) -> None:
@@ -53,14 +62,12 @@ def _format(fmt: Format) -> None:
     interleave(fmt, rows, rows)
 
 
-def _attention(kv_dtype: type) -> None:
+def _attention(kind: KVKind) -> None:
     buffers = AttentionBuffers(_F32, _INT8, _F32, _F32, _F32, _F32, _INT8, _F32)
-    cache: np.ndarray = np.zeros((1, 1, 34), kv_dtype)
-    rotation = (np.empty((1, 0), np.float32),) * 2
-    attention_layer(
-        ALONE, _NO_TOKENS, _F32, _EPS, np.zeros(OUTPUT + 1, PRODUCT), (1, 1, 8), False, rotation,
-        _F32, cache, cache, 0, buffers,
-    )  # fmt: skip
+    heads = Heads(1, 1, 8, 8, np.float32(1))
+    layer = AttentionRecord(_F32, _EPS, np.zeros(OUTPUT + 1, PRODUCT), heads, buffers)
+    cache = KVRows(kind, np.zeros((1, 1, kind.row_length(8)), kind.dtype))
+    attention_layer(ALONE, _NO_TOKENS, layer, ByPosition(), KeptTokens(cache, cache, 0))
 
 
 def _feed_forwards() -> None:

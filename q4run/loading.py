@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from q4run.budget import DEFAULT_CONTEXT, MemoryPlan, plan_memory
-from q4run.cache.keys_values import KV_TYPES, KVCache
+from q4run.cache.keys_values import KVCache
 from q4run.disk.auto import Choice, choose_method
 from q4run.disk.methods import METHODS
 from q4run.errors import Error
@@ -21,6 +21,7 @@ from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.generation.session import Session
 from q4run.gguf_file import GGUFFile, open_gguf
+from q4run.kernels.attention.kinds import find_kind
 from q4run.kernels.formats import Format, find_format
 from q4run.kernels.prepare import prepare
 from q4run.layers.decoder import Transformer
@@ -123,7 +124,7 @@ def prepare_kernels(
     compiled. ``load`` does it by itself: for whoever wants that over before a clock starts."""
     prepare(
         sorted({fmt.in_ram for fmt in _formats(file)}, key=lambda fmt: fmt.name),
-        KV_TYPES[kv_type],
+        find_kind(kv_type),
         _stage(progress, "compiling kernels"),
         n_compilers=max(1, min(threads, MOST_COMPILERS, available_memory() // COMPILER_BYTES)),
     )

@@ -28,10 +28,11 @@ class Registry(Mapping[str, Kind]):
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        return name in iter(self)
+        return any(name == known for known in self)
 
     def __getitem__(self, name: str) -> Kind:
         if name not in self:
             raise KeyError(name)
         module: Any = importlib.import_module(f"{self._package}.{name}")
-        return getattr(module, self._attribute)
+        kind: Kind = getattr(module, self._attribute)
+        return kind

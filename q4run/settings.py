@@ -10,6 +10,7 @@ from q4run.disk.methods import AUTO, METHODS
 from q4run.errors import Error
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.prefetch import DEFAULT_PREFETCH, PREFETCH
+from q4run.kernels.attention.kinds import kind_names
 from q4run.machine.memory import total_memory
 from q4run.sizes import parse_size
 
@@ -17,11 +18,6 @@ from q4run.sizes import parse_size
 def io_names() -> list[str]:
     """Returns what ``io`` may be: ``auto`` and the names of the I/O methods."""
     return [AUTO, *METHODS]
-
-
-def kv_kinds() -> list[str]:
-    """Returns the names of the kinds of keys and values; imports no kernels."""
-    return ["f16", "f32", "q8_0"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Settings:
     interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core
     (``q4run.machine.cores.choose_threads``, which checks the number). io: how experts are read, see
     ``io_names``. context: tokens; None is 4096, or what the model was trained on where that is
-    less. kv_type: one of ``kv_kinds``. cache: which expert leaves when a slot is wanted, one of
+    less. kv_type: one of ``kind_names``. cache: which expert leaves when a slot is wanted, one of
     ``POLICIES``. prefetch: whether experts are read because the next layer will likely want them:
     ``always``, ``never``, or ``auto``, which finds out what is faster. trace: a file that gets
     which experts each layer used.
@@ -49,7 +45,7 @@ class Settings:
     trace: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        _check("KV type", self.kv_type, kv_kinds())
+        _check("KV type", self.kv_type, kind_names())
         _check("cache policy", self.cache, POLICIES)
         _check("prefetch", self.prefetch, PREFETCH)
         _check("I/O method", self.io, io_names(), between=", ")

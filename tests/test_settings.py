@@ -2,10 +2,9 @@
 
 import pytest
 
-from q4run.cache.keys_values import KV_TYPES
 from q4run.errors import Error
 from q4run.machine.memory import total_memory
-from q4run.settings import Settings, kv_kinds
+from q4run.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -32,7 +31,3 @@ def test_a_setting_that_cannot_be_is_refused(setting, said):
 )
 def test_the_budget_in_bytes(given, n_bytes):
     assert Settings(ram_budget=given).budget_bytes == n_bytes
-
-
-def test_the_kinds_of_keys_and_values_are_those_of_the_cache():
-    assert kv_kinds() == list(KV_TYPES)

@@ -134,7 +134,6 @@ def _planner(case: Case, n_prompt: int, context: int, threads: int | None) -> Pl
         file,
         Given(threads=threads),
         paths=file.parts,
-        total_ram=None,
         context=context,
         kv_type="f16",
         n_prompt=n_prompt,

@@ -31,13 +31,13 @@ from q4run.bench.figures.provenance import command_line
 from q4run.bench.figures.tables import console
 from q4run.bench.measure import compare, limits, speed
 from q4run.bench.measure.streaming_report import Case, Report, json_of, markdown_of, table_of
-from q4run.cache.keys_values import KV_TYPES
 from q4run.cli.errors import describe
 from q4run.cli.terminal import Waiting, warn
 from q4run.disk.methods import METHODS
 from q4run.errors import Error
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.prefetch import DEFAULT_PREFETCH, PREFETCH
+from q4run.kernels.attention.kinds import kind_names
 from q4run.sizes import format_size
 
 
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--io", choices=["auto", *METHODS], default="auto", help="of q4run, not of the plain way")
     add("--cache", choices=list(POLICIES), default=DEFAULT_CACHE, help="likewise")
     add("--prefetch", choices=PREFETCH, default=DEFAULT_PREFETCH, help="likewise")
-    add("--kv-type", choices=list(KV_TYPES), default="f16")
+    add("--kv-type", choices=kind_names(), default="f16")
     add("--ram-budget", type=size, metavar="SIZE", help="not given: what --limit leaves")
     start = parser.add_mutually_exclusive_group()
     for name, text in (("cold", "what a fresh process does"), ("warm", "the second time alone")):

@@ -193,10 +193,9 @@ def _best(machine: Machine, geometry: str, type_name: str) -> tuple[Row, int]:
         memory=_per_second(machine.memory_bandwidth),
         disk=_per_second(machine.disk),
         core=_per_second(machine.core_speed),
+        ram=machine.ram * 10**9,
     )
-    planner = make_planner(
-        file, given, paths=(), total_ram=machine.ram * 10**9, context=None, kv_type="f16"
-    )
+    planner = make_planner(file, given, paths=(), context=None, kv_type="f16")
     return planner.best(planner.rows()), file.size
 
 

@@ -1,1 +1,1 @@
-"""Attention over blocks of keys, and the kinds of keys and values."""
+"""Attention over blocks of keys: a layer's heads, the rows of its cache and their kinds."""

@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 
-from q4run.kernels.attention.kv_values import padded_dim, rows_ahead, rows_as_floats, write_cache
+from q4run.kernels.attention.kinds.base import rows_as_floats
 from q4run.kernels.attention.online_softmax import STATE, clear, merge, save_quotients, weigh
+from q4run.kernels.attention.rows import rows_ahead, values_of_row
 from q4run.kernels.attention.tiles import add_four, add_one, after, at, score_four, score_one
 from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.simd.memory import (
@@ -25,8 +26,6 @@ from q4run.kernels.simd.ops import mul, splat
 from q4run.kernels.simd.tails import load_some
 from q4run.kernels.simd.vector import f32x8
 from q4run.kernels.threads.tasks import run_tasks
-
-__all__ = ["MAX_HEAD_DIM", "attend", "write_cache"]
 
 MAX_HEAD_DIM = 2048
 _LOG2_E = np.float32(1 / math.log(2))
@@ -46,18 +45,20 @@ _WIDE_BYTES = 4 * _WIDE_FLOATS
 def attend(pool, q, keys, values, n_seen, scale, out):
     """Softmax attention of new tokens over a cache; query t sees the first ``n_seen + t`` keys.
 
-    q, out: float32 (n_tokens, n_head, head_dim), C-contiguous; the caches as ``write_cache`` fills
-    them; query head h reads KV head h * n_head_kv // n_head; scale multiplies the scores. Raises
-    ValueError for tokens or heads that the caches have no room for, or above ``MAX_HEAD_DIM``.
+    q: float32 (n_tokens, n_head, key_dim); out: float32 (n_tokens, n_head, value_dim); both
+    C-contiguous. keys, values: ``KVRows`` as ``write_cache`` fills them. Query head h reads KV head
+    h * n_head_kv // n_head; scale multiplies the scores. Raises ValueError for tokens or heads that
+    the caches have no room for, or above ``MAX_HEAD_DIM``.
     """
-    n_tokens, n_head, head_dim = q.shape
-    n_head_kv, dim = keys.shape[0], padded_dim(keys)
-    if head_dim > dim or dim > MAX_HEAD_DIM:
+    n_tokens, n_head, key_dim = q.shape
+    n_head_kv, capacity = keys.array.shape[:2]
+    dim, longest = values_of_row(values), max(values_of_row(keys), values_of_row(values))
+    if key_dim > values_of_row(keys) or out.shape[2] > dim or longest > MAX_HEAD_DIM:
         raise ValueError("heads that do not fit into the cache, or above MAX_HEAD_DIM")
-    if n_seen + n_tokens - 1 > keys.shape[1]:
+    if n_seen + n_tokens - 1 > min(capacity, values.array.shape[1]):
         raise ValueError("more tokens than the cache has room for")
     n_queries = n_tokens * (n_head // n_head_kv)  # that read the same KV head
-    per_task = min(_QUERIES, _ROW_FLOATS // (dim + STATE) // 4 * 4)
+    per_task = min(_QUERIES, _ROW_FLOATS // (longest + STATE) // 4 * 4)
     n_blocks = (n_queries + per_task - 1) // per_task
     n_chunks = (n_seen + n_tokens - 1 + _CHUNK - 1) // _CHUNK
     if n_blocks == 1 and n_chunks > 1:
@@ -79,14 +80,15 @@ def _attend_some(task, q, keys, values, n_seen, scale, per_task, parts, out):
     sums = f32_pointer(address_of(stack_bytes(_ROW_BYTES)))
     more = f32_pointer(address_of(stack_bytes(_ROW_BYTES)))
     seen = i32_pointer(address_of(stack_bytes(_QUERY_BYTES)))
-    n_head_kv, group, dim = keys.shape[0], q.shape[1] // keys.shape[0], padded_dim(keys)
+    n_head_kv, dim = keys.array.shape[0], values_of_row(values)
+    group = q.shape[1] // n_head_kv
     n_all, n_parts = q.shape[0] * group, parts.shape[1]
     head, place = task % n_head_kv, task // n_head_kv
     # The last queries see the most keys: their tasks begin first.
     first = 0 if n_parts else (n_all - 1) // per_task * per_task - per_task * place
     n_queries = min(per_task, n_all - first)
     _count_keys(seen, n_queries, first, group, n_seen)
-    _load_queries(q, head, first, n_queries, group, scale, dim, queries)
+    _load_queries(q, head, first, n_queries, group, scale, values_of_row(keys), queries)
     begin, end = 0, seen[n_queries - 1]
     if n_parts:
         begin = _CHUNK * place
@@ -168,36 +170,43 @@ def _attend_chunk(queries, n_queries, seen, keys, values, head, chunk, sums):
     """Fills the sums of queries over the chunk of keys that begins at ``chunk``."""
     scores = f32_pointer(address_of(stack_bytes(_SCORE_BYTES)))
     wide = f32_pointer(address_of(stack_bytes(_WIDE_BYTES)))
-    dim, row = padded_dim(keys), head * keys.shape[1]
+    key_dim, dim = values_of_row(keys), values_of_row(values)
+    key_row, row = head * keys.array.shape[1], head * values.array.shape[1]
     width = dim + STATE
     for i in range(n_queries):
         clear(at(sums, width * i), dim)
-    per_load = min(_BLOCK, max(_WIDE_FLOATS // dim // 8 * 8, 2))
+    keys_per_load, per_load = _rows_per_load(key_dim), _rows_per_load(dim)
     end = min(chunk + _CHUNK, seen[n_queries - 1])
     for block in range(chunk, end, _BLOCK):
         block_end = min(block + _BLOCK, end)
-        for first in range(block, block_end, per_load):
-            n_keys, then = min(per_load, block_end - first), first + per_load
-            rows = rows_as_floats(keys, row + first, n_keys, wide)
+        for first in range(block, block_end, keys_per_load):
+            n_keys, then = min(keys_per_load, block_end - first), first + keys_per_load
+            rows = rows_as_floats(keys.kind, keys.array, key_row + first, n_keys, wide)
             if then < block_end:
-                ahead, n_ahead = rows_ahead(keys, row, then, block_end, per_load)
+                ahead, n_ahead = rows_ahead(keys.array, key_row, then, block_end, keys_per_load)
             else:
-                ahead, n_ahead = rows_ahead(values, row, block, block_end, per_load)
+                ahead, n_ahead = rows_ahead(values.array, row, block, block_end, per_load)
             to = at(scores, first - block)
-            _score(queries, n_queries, rows, dim, n_keys, to, ahead, n_ahead)
+            _score(queries, n_queries, rows, key_dim, n_keys, to, ahead, n_ahead)
         for i in range(n_queries):
             if block < seen[i]:
                 n_keys = min(_BLOCK, seen[i] - block)
                 weigh(at(scores, _SCORES * i), n_keys, at(sums, width * i), dim)
         for first in range(block, block_end, per_load):
             n_keys, then = min(per_load, block_end - first), first + per_load
-            rows = rows_as_floats(values, row + first, n_keys, wide)
+            rows = rows_as_floats(values.kind, values.array, row + first, n_keys, wide)
             if then < block_end:
-                ahead, n_ahead = rows_ahead(values, row, then, block_end, per_load)
+                ahead, n_ahead = rows_ahead(values.array, row, then, block_end, per_load)
             else:
-                ahead, n_ahead = rows_ahead(keys, row, then, end, per_load)
+                ahead, n_ahead = rows_ahead(keys.array, key_row, then, end, keys_per_load)
             weights = at(scores, first - block)
             _add(sums, n_queries, seen, rows, dim, first, n_keys, weights, ahead, n_ahead)
+
+
+@inline
+def _rows_per_load(dim):
+    """How many rows of ``dim`` values are widened at once."""
+    return min(_BLOCK, max(_WIDE_FLOATS // dim // 8 * 8, 2))
 
 
 @inline

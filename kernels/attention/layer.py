@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from q4run.kernels.attention.attend import attend, write_cache
-from q4run.kernels.compiling.compile import kernel
+from q4run.kernels.attention.attend import attend
+from q4run.kernels.attention.heads import Heads, prepare_heads
+from q4run.kernels.attention.rows import KVRows, write_cache
+from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.elementwise import add_into
 from q4run.kernels.products.products import run_products
-from q4run.kernels.tokens import normalize, prepare_heads, quantize_tokens
+from q4run.kernels.tokens import normalize, quantize_tokens
 
 Q, K, V, OUTPUT = range(4)  # the places of the projections among the products
 
@@ -26,43 +28,58 @@ class AttentionBuffers(NamedTuple):
     update: np.ndarray
 
 
+class AttentionRecord(NamedTuple):
+    """What a layer's attention is, whatever the tokens: a new property is a field with a default.
+
+    norm, eps: of the RMS norm before it, float32 (n_embd,); products: four ``PRODUCT`` over the
+    buffers.
+    """
+
+    norm: np.ndarray
+    eps: np.float32
+    products: np.ndarray
+    heads: Heads
+    buffers: AttentionBuffers
+
+
+class KeptTokens(NamedTuple):
+    """A layer's caches: they take the tokens of a pass at ``place`` and after.
+
+    They hold the earlier keys that these tokens see before it.
+    """
+
+    keys: KVRows
+    values: KVRows
+    place: int
+
+
 @kernel()
-def attention_layer(
-    pool,
-    x,
-    norm,
-    eps,
-    products,
-    heads,
-    qk_norm,
-    rotation,
-    temperatures,
-    keys,
-    values,
-    place,
-    buffers,
-):
+def attention_layer(pool, x, layer, by_position, kept):
     """Adds a layer's attention to the stream x, float32 (n_tokens, n_embd), in place.
 
-    products: four ``PRODUCT`` over the buffers; heads: (n_head, n_head_kv, head_dim); rotation,
-    qk_norm and temperatures as ``prepare_heads`` takes them; the caches take the tokens at
-    ``place`` and after, and hold the earlier keys that these tokens see before it.
+    layer: ``AttentionRecord``; by_position: ``ByPosition``; kept: ``KeptTokens``.
     """
     n_tokens = len(x)
-    n_head, n_head_kv, head_dim = heads
+    heads, products, buffers = layer.heads, layer.products, layer.buffers
     for i in range(4):
         products[i].input.n_tokens = n_tokens
-    normalize(pool, x, norm, eps, buffers.normed, buffers.normed_int8)
+    normalize(pool, x, layer.norm, layer.eps, buffers.normed, buffers.normed_int8)
     run_products(pool, products[:OUTPUT])
-    q = buffers.q[: n_tokens * n_head * head_dim].reshape(n_tokens, n_head, head_dim)
-    kv_size = n_tokens * n_head_kv * head_dim
-    k = buffers.k[:kv_size].reshape(n_tokens, n_head_kv, head_dim)
-    v = buffers.v[:kv_size].reshape(n_tokens, n_head_kv, head_dim)
-    prepare_heads(pool, q, k, rotation, qk_norm, eps, temperatures)
-    write_cache(k, keys, place)
-    write_cache(v, values, place)
-    attended = buffers.attended[: q.size].reshape(q.shape)
-    attend(pool, q, keys, values, place + 1, np.float32(head_dim) ** np.float32(-0.5), attended)
-    quantize_tokens(pool, buffers.attended, n_tokens, n_head * head_dim, buffers.attended_int8)
+    q = _heads_of(buffers.q, n_tokens, heads.n_head, heads.key_dim)
+    k = _heads_of(buffers.k, n_tokens, heads.n_head_kv, heads.key_dim)
+    v = _heads_of(buffers.v, n_tokens, heads.n_head_kv, heads.value_dim)
+    prepare_heads(pool, q, k, heads, by_position)
+    write_cache(k, kept.keys, kept.place)
+    write_cache(v, kept.values, kept.place)
+    attended = _heads_of(buffers.attended, n_tokens, heads.n_head, heads.value_dim)
+    attend(pool, q, kept.keys, kept.values, kept.place + 1, heads.scale, attended)
+    n_cols = heads.n_head * heads.value_dim
+    quantize_tokens(pool, buffers.attended, n_tokens, n_cols, buffers.attended_int8)
     run_products(pool, products[OUTPUT:])
     add_into(x, buffers.update[: x.size].reshape(x.shape))
+
+
+@inline
+def _heads_of(buffer, n_tokens, n_head, dim):
+    """The beginning of a flat buffer as (n_tokens, n_head, dim)."""
+    return buffer[: n_tokens * n_head * dim].reshape(n_tokens, n_head, dim)

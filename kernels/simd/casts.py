@@ -3,8 +3,10 @@
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from q4run.kernels.simd import lowering
+from q4run.kernels.simd import emit, lowering
 from q4run.kernels.simd.vector import f32x8, i8x32, i32x8, llvm_vector, u8x32, u16x8
+
+_BELOW_HALF = 0.5 - 2.0**-25  # the largest float32 below it
 
 
 @intrinsic
@@ -15,6 +17,19 @@ def to_float(typing_context, a):
         return builder.sitofp(args[0], llvm_vector(f32x8))
 
     return f32x8(i32x8), codegen
+
+
+@intrinsic
+def to_nearest(typing_context, a):
+    """f32x8 to the nearest i32x8, halves away from zero; for magnitudes below 2**22."""
+
+    def codegen(context, builder, signature, args):
+        f32x8_type = llvm_vector(f32x8)
+        below_half = f32x8_type([_BELOW_HALF] * 8)
+        half = emit.call(builder, "llvm.copysign.v8f32", f32x8_type, [below_half, args[0]])
+        return builder.fptosi(builder.fadd(args[0], half), llvm_vector(i32x8))
+
+    return i32x8(f32x8), codegen
 
 
 @intrinsic

@@ -1,1 +1,1 @@
-"""What a conversation keeps: keys and values, layer by layer."""
+"""What a conversation keeps, layer by layer: states behind one protocol, keys and values first."""

@@ -4,54 +4,120 @@ import math
 
 import numpy as np
 
+from q4run.cache.state import LayerState
 from q4run.errors import UnsupportedError
 from q4run.kernels.attention.attend import MAX_HEAD_DIM
-from q4run.kernels.attention.kv_values import row_length
+from q4run.kernels.attention.kinds import find_kind
+from q4run.kernels.attention.kinds.base import KVKind
+from q4run.kernels.attention.rows import KVRows
 from q4run.models.config import ModelConfig
 from q4run.models.parts import Attention
 
-# What the rows are made of: f16 as bit patterns, q8_0 as the bytes of GGUF's blocks.
-KV_TYPES = {"f16": np.uint16, "f32": np.float32, "q8_0": np.uint8}
 _CACHE_LINE = 64
 
 
 def cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
-    """What a cache for ``context`` positions takes."""
-    dtype = np.dtype(KV_TYPES[kv_type])
+    """Returns what a cache for ``context`` positions takes."""
+    kind = find_kind(kv_type)
     kept = (layer.attention.kept(context) for layer in config.layers)
-    n_values = sum(
+    return sum(
         rows.n_positions
         * rows.n_head_kv
-        * (row_length(rows.key_dim, dtype) + row_length(rows.value_dim, dtype))
+        * (kind.row_bytes(rows.key_dim) + kind.row_bytes(rows.value_dim))
         for rows in kept
     )
-    return n_values * dtype.itemsize
 
 
-class LayerCache:
-    """One layer's keys and values: (n_head_kv, capacity, row) each, a row as long as
-    ``row_length`` says."""
+class KeysValues:
+    """One layer's keys and values, a ``LayerState``.
 
-    def __init__(self, part: Attention, context: int, kv_type: str) -> None:
-        if part.key_dim > MAX_HEAD_DIM:
+    keys, values: ``KVRows`` of (n_head_kv, capacity, row). A layer with chunks holds the chunk that
+    was written last, committed or not.
+    """
+
+    def __init__(self, part: Attention, context: int, kind: KVKind) -> None:
+        """Raises UnsupportedError where heads are longer than attention takes."""
+        if (longest := max(part.key_dim, part.value_dim)) > MAX_HEAD_DIM:
             raise UnsupportedError(
-                f"the model's heads have {part.key_dim} channels; q4run's attention takes at"
+                f"the model's heads have {longest} channels; q4run's attention takes at"
                 f" most {MAX_HEAD_DIM}"
             )
-        dtype = np.dtype(KV_TYPES[kv_type])
         kept = part.kept(context)
-        shape = (kept.n_head_kv, kept.n_positions, row_length(kept.key_dim, dtype))
-        self.keys = _aligned_zeros(shape, dtype)
-        self.values = _aligned_zeros(shape, dtype)
+        self.keys, self.values = (
+            KVRows(
+                kind,
+                _aligned_zeros(
+                    (kept.n_head_kv, kept.n_positions, kind.row_length(dim)), kind.dtype
+                ),
+            )
+            for dim in (kept.key_dim, kept.value_dim)
+        )
         self._chunk_size = part.chunk_size
+        self._n_written = 0  # behind it nothing was written, not even by a pass that broke off
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory of keys and values."""
+        return self.keys.array.nbytes + self.values.array.nbytes
 
     def place(self, position: int) -> int:
-        """The index in a head's rows at which a pass writes that begins at ``position``.
+        """Returns the index in a head's rows at which a pass writes that begins at ``position``.
 
         Its first token sees the rows up to and with its own. The pass must not cross a border
         between two chunks.
         """
         return position % self._chunk_size if self._chunk_size else position
+
+    def room(self, length: int, n_tokens: int) -> int:
+        """A pass stays inside one chunk, so that no key it still needs is overwritten."""
+        return (
+            min(n_tokens, self._chunk_size - self.place(length)) if self._chunk_size else n_tokens
+        )
+
+    def begin(self, length: int, n_tokens: int) -> None:
+        """A pass in another chunk takes the places of the one before."""
+        self._n_written = length + n_tokens
+
+    def can_rewind_to(self, length: int) -> int:
+        """A length inside a chunk that is gone goes back to its border: nothing older is needed."""
+        size = self._chunk_size
+        if size and length % size and (self._n_written - 1) // size != length // size:
+            return length // size * size
+        return length
+
+    def rewind(self, length: int) -> None:
+        """Nothing is to be done: rows behind ``length`` are not seen."""
+
+    def save(self, length: int) -> dict[str, np.ndarray]:
+        """The rows that hold tokens: ``keys``, ``values``, and ``n_written``."""
+        n_rows = self._n_rows(self._n_written) if self._chunk_size else length
+        return {
+            "keys": self.keys.array[:, :n_rows].copy(),
+            "values": self.values.array[:, :n_rows].copy(),
+            "n_written": np.array(self._n_written if self._chunk_size else length),
+        }
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Rows behind those that were saved keep what they held: they are not seen."""
+        if arrays.keys() != {"keys", "values", "n_written"}:
+            raise ValueError(f"not the arrays of keys and values: {', '.join(arrays) or 'none'}")
+        n_written = int(arrays["n_written"])
+        n_rows = self._n_rows(n_written)
+        for name, rows in (("keys", self.keys.array), ("values", self.values.array)):
+            given, (n_head_kv, capacity, row) = arrays[name], rows.shape
+            if given.dtype != rows.dtype or given.shape != (n_head_kv, n_rows, row):
+                raise ValueError(f"{name} of {given.dtype} {given.shape} are not of this cache")
+            if n_rows > capacity:
+                raise ValueError(f"{n_rows} positions do not fit into {capacity} of a layer")
+        self.keys.array[:, :n_rows], self.values.array[:, :n_rows] = (
+            arrays["keys"],
+            arrays["values"],
+        )
+        self._n_written = n_written
+
+    def _n_rows(self, n_written: int) -> int:
+        """How many of a head's rows hold tokens of the conversation, or of its last chunk."""
+        return self.place(n_written - 1) + 1 if n_written else 0
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -63,43 +129,63 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 class KVCache:
-    """The caches of all layers, and how many tokens they hold."""
+    """The states of all layers, and how many tokens they hold."""
 
     def __init__(self, config: ModelConfig, context: int, kv_type: str) -> None:
+        """kv_type: the name of a kind of keys and values."""
+        kind = find_kind(kv_type)
         self.context = context
-        self.layers = [LayerCache(layer.attention, context, kv_type) for layer in config.layers]
+        self.layers = [KeysValues(layer.attention, context, kind) for layer in config.layers]
         self.length = 0
-        self._last_written = -1
-        chunk_sizes = {layer.attention.chunk_size for layer in config.layers} - {None}
-        self._chunk_sizes = sorted(size for size in chunk_sizes if size)
+
+    @property
+    def _states(self) -> list[LayerState]:
+        return [*self.layers]
+
+    @property
+    def n_bytes(self) -> int:
+        """The memory of all layers' states."""
+        return sum(state.n_bytes for state in self._states)
 
     def begin(self, n_tokens: int) -> int:
-        """Announces the next tokens, at most ``n_tokens``; returns how many one pass may take.
-
-        A pass stays inside one chunk, so that no key it still needs is overwritten.
-        """
-        for size in self._chunk_sizes:
-            n_tokens = min(n_tokens, size - self.length % size)
-        self._last_written = self.length + n_tokens - 1
+        """Announces the next tokens, at most ``n_tokens``; returns how many one pass may take."""
+        for state in self._states:
+            n_tokens = state.room(self.length, n_tokens)
+        for state in self._states:
+            state.begin(self.length, n_tokens)
         return n_tokens
 
     def commit(self, n_tokens: int) -> None:
-        """The announced tokens are in every layer now."""
+        """Counts the announced tokens: they are in every layer now."""
         self.length += n_tokens
 
     def rewind(self, length: int) -> None:
-        """Forgets all tokens from ``length`` on, and more where chunked layers have to.
-
-        A chunked layer holds only the chunk that was written last, committed or not. A ``length``
-        inside another one goes back to its border, from which on nothing older is needed.
-        """
+        """Forgets all tokens from ``length`` on, and more where a layer cannot go back to there."""
         length = min(length, self.length)
-        while (border := self._border_needed(length)) != length:
-            length = border
+        while (kept := min(state.can_rewind_to(length) for state in self._states)) != length:
+            length = kept
+        for state in self._states:
+            state.rewind(length)
         self.length = length
 
-    def _border_needed(self, length: int) -> int:
-        for size in self._chunk_sizes:
-            if length % size and self._last_written // size != length // size:
-                return length // size * size
-        return length
+    def save(self) -> dict[str, np.ndarray]:
+        """Returns copies of all that a conversation needs to go on: ``length``, and ``I.NAME`` for
+        each array of layer I."""
+        arrays = {"length": np.array(self.length)}
+        for i, state in enumerate(self._states):
+            arrays |= {f"{i}.{name}": array for name, array in state.save(self.length).items()}
+        return arrays
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Takes over what ``save`` gave, to go on from there.
+
+        Raises ValueError where the arrays do not fit; the cache is empty then.
+        """
+        length = int(arrays["length"])
+        if not 0 <= length <= self.context:
+            raise ValueError(f"{length} tokens do not fit into a context of {self.context}")
+        self.length = 0
+        for i, state in enumerate(self._states):
+            begin = f"{i}."
+            state.load({k.removeprefix(begin): v for k, v in arrays.items() if k.startswith(begin)})
+        self.length = length

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum, StrEnum
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
 Options = list[inspect.Parameter]
 
@@ -37,7 +37,7 @@ def option(name: str, kind: Any, default: Any, how: Any) -> inspect.Parameter:
 
 def choice(names: Iterable[str]) -> type[Enum]:
     """Returns the type of an option that takes one of ``names``."""
-    return StrEnum("Choice", {name: name for name in names})
+    return cast(type[Enum], StrEnum("Choice", {name: name for name in names}))
 
 
 def flatten(verb: Callable[..., None]) -> Callable[..., None]:

@@ -13,7 +13,8 @@ from q4run.cli.groups import Group, Options, choice, option
 from q4run.errors import Error
 from q4run.experts.policies import POLICIES
 from q4run.experts.prefetch import PREFETCH
-from q4run.settings import Settings, io_names, kv_kinds
+from q4run.kernels.attention.kinds import kind_names
+from q4run.settings import Settings, io_names
 
 if TYPE_CHECKING:
     from q4run.generation.sampler import SamplingParameters
@@ -134,7 +135,7 @@ def _settings_options(context: str) -> Options:
         ),
         _setting(
             "kv_type",
-            choice(kv_kinds()),
+            choice(kind_names()),
             "How the conversation's keys and values are stored: f32, f16 in half the RAM, or q8_0"
             " in a quarter.",
         ),

@@ -198,7 +198,6 @@ def plan(
             file,
             _given(machine, settings.threads),
             paths=() if is_new else file.parts,
-            total_ram=parse_size(machine.ram, total_memory()) if machine.ram else None,
             context=settings.context,
             kv_type=settings.kv_type,
             anew=machine.measure,
@@ -251,6 +250,7 @@ def _given(machine: Machine, threads: int | None) -> Given:
         memory=_rate(machine.memory_bandwidth) if machine.memory_bandwidth else None,
         disk=_rate(machine.disk) if machine.disk else None,
         core=_rate(machine.core_speed) if machine.core_speed else None,
+        ram=parse_size(machine.ram, total_memory()) if machine.ram else None,
     )
 
 

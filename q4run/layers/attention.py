@@ -3,8 +3,10 @@
 import numpy as np
 from gguf import MODEL_TENSOR
 
-from q4run.cache.keys_values import LayerCache
-from q4run.kernels.attention.layer import OUTPUT, attention_layer
+from q4run.cache.keys_values import KeysValues
+from q4run.cache.state import LayerState
+from q4run.kernels.attention.heads import ByPosition, Heads
+from q4run.kernels.attention.layer import OUTPUT, AttentionRecord, KeptTokens, attention_layer
 from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.materials import Materials
@@ -31,11 +33,11 @@ class Attention:
             normed_int8=if_useful(workspace.attention.normed_int8, q.fmt, k.fmt, v.fmt),
             attended_int8=if_useful(workspace.attention.attended_int8, output.fmt),
         )
-        self._products = np.zeros(OUTPUT + 1, PRODUCT)
+        products = np.zeros(OUTPUT + 1, PRODUCT)
         normed = flat_input(buffers.normed, buffers.normed_int8)
         attended = flat_input(buffers.attended, buffers.attended_int8)
         for product, matrix, source, out in zip(
-            self._products,
+            products,
             self._matrices,
             (normed, normed, normed, attended),
             (buffers.q, buffers.k, buffers.v, buffers.update),
@@ -43,30 +45,19 @@ class Attention:
         ):
             product["matrix"], product["input"] = matrix.record, source
             product["out"] = out.ctypes.data
-        self._buffers = buffers
-        self._norm = weights.vector(tensors[MODEL_TENSOR.ATTN_NORM])
-        self._eps = np.float32(config.rms_norm_eps)
-        self._heads = (part.n_head, part.n_head_kv, part.key_dim)
+        eps = np.float32(config.rms_norm_eps)
+        norm = weights.vector(tensors[MODEL_TENSOR.ATTN_NORM])
+        self._record = AttentionRecord(norm, eps, products, _heads(part, eps), buffers)
         self._part = part
 
-    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerCache, positions: Positions) -> None:
-        """Adds the attention to the stream x, float32 (n_tokens, n_embd); the cache takes the
-        tokens."""
-        attention_layer(
-            pool,
-            x,
-            self._norm,
-            self._eps,
-            self._products,
-            self._heads,
-            self._part.qk_norm is parts.QKNorm.PLAIN,
-            positions.rotation(self._part.rope),
-            self._temperatures(positions.first, len(x)),
-            kept.keys,
-            kept.values,
-            kept.place(positions.first),
-            self._buffers,
-        )
+    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerState, positions: Positions) -> None:
+        """Adds the attention to the stream x, float32 (n_tokens, n_embd); ``kept``, keys and
+        values, takes the tokens."""
+        assert isinstance(kept, KeysValues)
+        cos, sin = positions.rotation(self._part.rope)
+        by_position = ByPosition(cos, sin, self._temperatures(positions.first, len(x)))
+        caches = KeptTokens(kept.keys, kept.values, kept.place(positions.first))
+        attention_layer(pool, x, self._record, by_position, caches)
 
     def _temperatures(self, first_position: int, n_tokens: int) -> np.ndarray:
         """What each token's queries are multiplied by; empty where nothing is."""
@@ -79,3 +70,15 @@ class Attention:
 
 
 _NO_TEMPERATURES = np.empty(0, np.float32)
+
+
+def _heads(part: parts.Attention, eps: np.float32) -> Heads:
+    return Heads(
+        part.n_head,
+        part.n_head_kv,
+        part.key_dim,
+        part.value_dim,
+        scale=np.float32(part.key_dim) ** np.float32(-0.5),
+        qk_norm=part.qk_norm is parts.QKNorm.PLAIN,
+        eps=eps,
+    )

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gguf import MODEL_TENSOR
 
-from q4run.cache.keys_values import LayerCache
+from q4run.cache.state import LayerState
 from q4run.experts.policies import Key
 from q4run.kernels.experts import combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
@@ -64,7 +64,7 @@ class MixtureOfExperts:
         self._eps = np.float32(config.rms_norm_eps)
         self._following = materials.following
 
-    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerCache, positions: Positions) -> None:
+    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerState, positions: Positions) -> None:
         """Adds the experts to the stream x, float32 (n_tokens, n_embd).
 
         Experts run in the order in which they reach RAM; their outputs are kept apart and added

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from q4run.cache.keys_values import LayerCache
+from q4run.cache.state import LayerState
 from q4run.experts.layout import ExpertMatrix
 from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.feed_forward import FEED_FORWARD
@@ -38,7 +38,7 @@ class DenseFeedForward:
         self._norm = weights.vector(norm)
         self._eps = np.float32(config.rms_norm_eps)
 
-    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerCache, positions: Positions) -> None:
+    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerState, positions: Positions) -> None:
         """Adds the feed-forward to the stream x, float32 (n_tokens, n_embd)."""
         dense_layer(pool, x, self._norm, self._eps, self._job, self._buffers)
 

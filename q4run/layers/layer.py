@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from q4run.cache.keys_values import LayerCache
+from q4run.cache.state import LayerState
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.attention import Attention
 from q4run.layers.experts import MixtureOfExperts
@@ -21,7 +21,7 @@ class Runner(Protocol):
 
     span: str  # what the timeline calls it
 
-    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerCache, positions: Positions) -> None:
+    def __call__(self, pool: Pool, x: np.ndarray, kept: LayerState, positions: Positions) -> None:
         """Adds the part's work to the stream x, float32 (n_tokens, n_embd), in place.
 
         kept: what the conversation keeps for the layer; it takes the tokens.
@@ -53,7 +53,7 @@ class Layer:
         self,
         pool: Pool,
         x: np.ndarray,
-        kept: LayerCache,
+        kept: LayerState,
         positions: Positions,
         timeline: Timeline | None = None,
     ) -> None:

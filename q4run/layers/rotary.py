@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from q4run.kernels.attention.heads import NO_ANGLES
 from q4run.models.parts import Rope
 
 # cos and sin of each angle, float32 (n_tokens, dim / 2).
 Angles = tuple[np.ndarray, np.ndarray]
-_NO_ANGLES: Angles = (np.empty((1, 0), np.float32),) * 2
 
 
 class Positions(NamedTuple):
@@ -20,7 +20,7 @@ class Positions(NamedTuple):
 
     def rotation(self, rope: Rope | None) -> Angles:
         """Returns the angles of ``rope``; empty arrays, (1, 0), where there is none."""
-        return _NO_ANGLES if rope is None else self.angles[rope]
+        return (NO_ANGLES, NO_ANGLES) if rope is None else self.angles[rope]
 
 
 class RotaryEmbedding:

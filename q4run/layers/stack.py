@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from q4run.cache.keys_values import LayerCache
+from q4run.cache.state import LayerState
 from q4run.errors import FormatError
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.layer import Layer
@@ -39,7 +39,7 @@ class Stack:
         self,
         pool: Pool,
         x: np.ndarray,
-        caches: Sequence[LayerCache],
+        caches: Sequence[LayerState],
         first_position: int,
         begin_layer: Callable[[int], None],
         timeline: Timeline | None = None,

@@ -117,12 +117,14 @@ def read_attention(file: GGUFFile, rope_theta: float = 10000.0) -> Attention:
     key_dim = file.get_int(
         f"{arch}.attention.key_length", n_embd // n_head, minimum=1, maximum=_MAX_WIDTH
     )
-    value_dim = file.get_int(f"{arch}.attention.value_length", key_dim, minimum=1)
+    value_dim = file.get_int(
+        f"{arch}.attention.value_length", key_dim, minimum=1, maximum=_MAX_WIDTH
+    )
     rope_dim = file.get_int(f"{arch}.rope.dimension_count", key_dim, minimum=2)
     if n_head % n_head_kv:
         raise FormatError(f"{file.path}: {n_head} heads do not share {n_head_kv} KV heads evenly")
-    if key_dim < 1 or value_dim != key_dim:
-        raise FormatError(f"{file.path}: key heads of {key_dim} and value heads of {value_dim}")
+    if key_dim < 1:
+        raise FormatError(f"{file.path}: key heads of {key_dim}")
     theta = file.get_float(f"{arch}.rope.freq_base", rope_theta)
     if theta <= 0:
         raise FormatError(f"{file.path}: {arch}.rope.freq_base is {theta}, but must be positive")

@@ -74,7 +74,6 @@ def make_planner(
     given: Given,
     *,
     paths: Sequence[Path],
-    total_ram: int | None,
     context: int | None,
     kv_type: str,
     n_prompt: int = DEFAULT_PROMPT,
@@ -92,7 +91,7 @@ def make_planner(
     work = count_work(file, config, layout, kv_type)
     formats = [format_of(_of_type(file, name)) for name in work.main_types()]
     machine = find_speeds(config, kv_type, formats, paths, given, anew=anew, progress=progress)
-    ram = ram_of(total_ram)
+    ram = ram_of(given.ram)
     return Planner(
         file, config, layout, machine, ram, work=work, context=context, n_prompt=n_prompt
     )

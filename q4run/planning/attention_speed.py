@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q4run.cache.keys_values import KV_TYPES
 from q4run.kernels.attention.attend import attend
-from q4run.kernels.attention.kv_values import row_length
+from q4run.kernels.attention.kinds import find_kind
+from q4run.kernels.attention.rows import KVRows
 from q4run.kernels.threads.pool import Pool
 from q4run.models.parts import Attention
 from q4run.planning.timing import median_seconds
@@ -32,13 +32,16 @@ class AttentionSpeed:
 
 def measure_attention(part: Attention, kv_type: str, pool: Pool, n_threads: int) -> AttentionSpeed:
     """Takes some tenths of a second: medians of a few rounds."""
-    dtype = np.dtype(KV_TYPES[kv_type])
-    shape = (part.n_head_kv, _KEYS, row_length(part.key_dim, dtype))
-    layer_bytes = 2 * dtype.itemsize * int(np.prod(shape))
+    kind = find_kind(kv_type)
+    layer_bytes = part.n_head_kv * _KEYS * sum(map(kind.row_bytes, (part.key_dim, part.value_dim)))
     n_layers = min(_MOST_LAYERS, -(-_CACHED_BYTES // layer_bytes))
-    layers = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(n_layers)]
+
+    def rows(dim: int) -> KVRows:
+        return KVRows(kind, np.zeros((part.n_head_kv, _KEYS, kind.row_length(dim)), kind.dtype))
+
+    layers = [(rows(part.key_dim), rows(part.value_dim)) for _ in range(n_layers)]
     q = np.ones((_PROMPT_TOKENS, part.n_head, part.key_dim), np.float32)
-    out = np.empty_like(q)
+    out = np.empty((_PROMPT_TOKENS, part.n_head, part.value_dim), np.float32)
     scale = np.float32(part.key_dim**-0.5)
 
     def decode() -> None:
@@ -49,7 +52,9 @@ def measure_attention(part: Attention, kv_type: str, pool: Pool, n_threads: int)
         attend(pool, q, *layers[0], 1, scale, out)
 
     decode()  # compiles, and touches the memory
-    operations = 4 * part.n_head * part.key_dim * _PROMPT_TOKENS * (_PROMPT_TOKENS + 1) // 2
+    operations = (
+        2 * (part.q_width + part.attended_width) * _PROMPT_TOKENS * (_PROMPT_TOKENS + 1) // 2
+    )
     return AttentionSpeed(
         decode=n_layers * layer_bytes / median_seconds(decode, _ROUNDS),
         prompt=operations / median_seconds(prompt, _ROUNDS) / n_threads,

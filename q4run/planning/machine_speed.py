@@ -51,13 +51,14 @@ _USUAL_DECODE_ATTENTION_SHARE = 0.035
 class Given:
     """What the user says of the machine: bytes and operations per second; None is measured.
 
-    core: of one thread in prompts, two operations for each weight and token.
+    core: of one thread in prompts, two operations for each weight and token; ram: bytes that it has.
     """
 
     threads: int | None = None
     memory: float | None = None
     disk: float | None = None
     core: float | None = None
+    ram: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from q4run.bench.models.synthetic import Geometry, write_model
-from q4run.cache.keys_values import KV_TYPES, KVCache, LayerCache, cache_bytes
+from q4run.cache.keys_values import KeysValues, KVCache, cache_bytes
 from q4run.disk.methods import METHODS
 from q4run.errors import Error, UnsupportedError
 from q4run.experts.layout import read_layout
 from q4run.experts.store import ExpertStore
 from q4run.generation.session import Session
 from q4run.gguf_file import open_gguf
-from q4run.kernels.attention.attend import MAX_HEAD_DIM, write_cache
+from q4run.kernels.attention.attend import MAX_HEAD_DIM
+from q4run.kernels.attention.kinds import find_kind, kind_names
+from q4run.kernels.attention.rows import write_cache
 from q4run.layers import decoder as transformer
 from q4run.layers.decoder import Transformer
 from q4run.models import read_config
@@ -48,26 +50,39 @@ def made_up_config(chunk_sizes: Sequence[int | None], head_dim: int = HEAD_DIM) 
 # Sizes.
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("kv_type", kind_names())
 def test_chunked_layers_store_one_chunk(kv_type):
     config = made_up_config([8, None, 100])
     cache = KVCache(config, 30, kv_type)
     row = {"f32": 16, "f16": 16, "q8_0": 34}[kv_type]
     for layer, capacity in zip(cache.layers, (8, 30, 30), strict=True):
-        for array in (layer.keys, layer.values):
+        for array in (layer.keys.array, layer.values.array):
             assert array.shape == (2, capacity, row)
-            assert array.dtype == KV_TYPES[kv_type]
+            assert array.dtype == find_kind(kv_type).dtype
             assert array.flags.c_contiguous
             assert array.ctypes.data % 64 == 0
             assert not array.any()
     assert [layer.attention.kept(30).n_positions for layer in config.layers] == [8, 30, 30]
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert cache_bytes(config, 30, kv_type) == held
+    assert cache_bytes(config, 30, kv_type) == cache.n_bytes
+    arrays = [array for layer in cache.layers for array in (layer.keys.array, layer.values.array)]
+    assert cache.n_bytes == sum(array.nbytes for array in arrays)
+
+
+def test_keys_and_values_of_other_lengths():
+    part = dataclasses.replace(attention(8), key_dim=24, value_dim=40)
+    state = KeysValues(part, 30, find_kind("q8_0"))
+    assert state.keys.array.shape == (2, 8, 34)
+    assert state.values.array.shape == (2, 8, 2 * 34)
+    assert state.n_bytes == 2 * 8 * 3 * 34
+    for name in ("key_dim", "value_dim"):
+        longer = dataclasses.replace(part, **{name: MAX_HEAD_DIM + 1})
+        with pytest.raises(UnsupportedError, match=f"{MAX_HEAD_DIM + 1} channels"):
+            KeysValues(longer, 30, find_kind("q8_0"))
 
 
 def test_keys_and_values_lie_apart():
     cache = KVCache(made_up_config([8, None]), 30, "f32")
-    arrays = [array for layer in cache.layers for array in (layer.keys, layer.values)]
+    arrays = [array for layer in cache.layers for array in (layer.keys.array, layer.values.array)]
     for i, array in enumerate(arrays):
         array[...] = i + 1
     for i, array in enumerate(arrays):
@@ -106,8 +121,8 @@ def test_a_pass_never_crosses_a_border(sizes, wanted):
 
 
 def test_a_position_has_its_place_in_the_chunk():
-    chunked = LayerCache(attention(8), 64, "f32")
-    full = LayerCache(attention(None), 64, "f32")
+    chunked = KeysValues(attention(8), 64, find_kind("f32"))
+    full = KeysValues(attention(None), 64, find_kind("f32"))
     for position, in_chunk in ((0, 0), (6, 6), (8, 0), (13, 5), (62, 6)):
         assert chunked.place(position) == in_chunk
         assert full.place(position) == position
@@ -169,8 +184,8 @@ class Conversation:
         assert place == begin - first_seen
         expected = self._rows(range(first_seen, begin + count)).transpose(1, 0, 2)
         n_held = place + count
-        np.testing.assert_array_equal(layer.keys[:, :n_held, :HEAD_DIM], expected)
-        np.testing.assert_array_equal(layer.values[:, :n_held, :HEAD_DIM], -expected)
+        np.testing.assert_array_equal(layer.keys.array[:, :n_held, :HEAD_DIM], expected)
+        np.testing.assert_array_equal(layer.values.array[:, :n_held, :HEAD_DIM], -expected)
 
     def _rows(self, positions: Sequence[int]) -> np.ndarray:
         rows = np.empty((len(positions), N_HEAD_KV, HEAD_DIM), np.float32)
@@ -270,6 +285,64 @@ def test_without_chunks_any_length_can_be_kept():
         before = talk.cache.length
         talk.rewind(length)
         assert talk.cache.length == min(before, length)
+
+
+# Saved and loaded.
+
+
+@pytest.mark.parametrize("chunk_sizes", SIZES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loaded_conversation_goes_on_and_back_as_the_saved_one(chunk_sizes, seed):
+    """Also where a pass was broken off before, and with room for another number of tokens."""
+    rng = np.random.default_rng([seed, *(size or 0 for size in chunk_sizes)])
+    talk = conversation(chunk_sizes)
+    for _ in range(12):
+        talk.run(int(rng.integers(1, 20)), int(rng.integers(1, 12)))
+        if rng.random() < 0.5:
+            talk.interrupted_run(int(rng.integers(1, 12)), 1)
+        other = conversation(chunk_sizes, context=70)
+        other.tokens, other.next_token = list(talk.tokens), talk.next_token
+        other.cache.load(talk.cache.save())
+        assert other.cache.length == talk.cache.length
+        length = int(rng.integers(0, talk.cache.length + 1))
+        for either in (talk, other):
+            either.rewind(length)
+        assert other.cache.length == talk.cache.length
+        other.run(5, 3)
+        talk.run(5, 3)
+
+
+def test_saving_copies():
+    talk = conversation([8, None])
+    talk.run(13, 64)
+    saved = talk.cache.save()
+    before = {name: array.copy() for name, array in saved.items()}
+    assert saved["0.keys"].shape[1] == 5  # of the last chunk alone
+    assert saved["1.values"].shape[1] == 13
+    talk.rewind(0)
+    talk.run(13, 64)
+    for name, array in saved.items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_what_is_of_another_conversation_is_refused():
+    talk = conversation([8, None])
+    talk.run(13, 64)
+    saved = talk.cache.save()
+    config = talk.config
+    with pytest.raises(ValueError, match="context of 12"):
+        KVCache(config, 12, "f32").load(saved)
+    spoilt = {
+        "keys of": KVCache(config, 60, "f16").save() | {"length": saved["length"]},
+        "values of": saved | {"1.values": saved["1.values"][:, :12]},
+        "not the arrays": {name: array for name, array in saved.items() if name != "1.keys"},
+    }
+    spoilt["keys of"]["0.n_written"] = saved["0.n_written"]
+    for message, arrays in spoilt.items():
+        cache = KVCache(config, 60, "f32")
+        with pytest.raises(ValueError, match=message):
+            cache.load(arrays)
+        assert cache.length == 0
 
 
 # The same through a whole model: bits of a fresh run, whatever came before.
@@ -417,6 +490,17 @@ def test_ctrl_c_in_the_last_layer_of_a_step_leaves_a_usable_session(model, inter
     assert session.tokens == [1, 2, 3, 4]  # the step was complete
     for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 9, 5]):
         np.testing.assert_array_equal(session.feed(ids), model.session().feed(ids))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 16, 23])
+def test_a_loaded_cache_gives_the_bits_of_the_saved_one(model, n_tokens):
+    ids = np.random.default_rng(6).integers(0, N_VOCAB, 40).tolist()
+    talk, other = (KVCache(model.config, 64, model.kv_type) for _ in range(2))
+    model.transformer.forward(ids[:n_tokens], talk)
+    other.load(talk.save())
+    for token in ids[n_tokens:]:
+        expected = model.transformer.forward([token], talk)
+        np.testing.assert_array_equal(model.transformer.forward([token], other), expected)
 
 
 def test_tokens_in_batches_equal_tokens_one_by_one(model):

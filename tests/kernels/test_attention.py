@@ -15,38 +15,39 @@ from helpers.guard_pages import guarded
 from helpers.scripts import script_environment
 from numba.core.errors import TypingError
 
-from q4run.kernels.attention.attend import MAX_HEAD_DIM, attend, write_cache
-from q4run.kernels.attention.kv_values import row_length
+from q4run.kernels.attention.attend import MAX_HEAD_DIM, attend
+from q4run.kernels.attention.kinds import find_kind
 from q4run.kernels.attention.online_softmax import exp2
+from q4run.kernels.attention.rows import KVRows, write_cache
 from q4run.kernels.compiling import target
 from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.simd.memory import load_f32x8, store
 from q4run.kernels.threads.pool import ALONE, Pool, ThreadPool
 
-KV_TYPES = {"f32": np.float32, "f16": np.uint16, "q8_0": np.uint8}
+KV_TYPES = ["f32", "f16", "q8_0"]
 # Filled with it, elements of any of the types are no numbers: in q8_0, the blocks' scales.
 NOT_A_NUMBER = {"f32": np.nan, "f16": 0x7E00, "q8_0": 0x7E}
 
 
-def empty_cache(kv_type: str, n_head_kv: int, capacity: int, head_dim: int) -> np.ndarray:
-    dtype = np.dtype(KV_TYPES[kv_type])
-    shape = (n_head_kv, capacity, row_length(head_dim, dtype))
-    return np.full(shape, NOT_A_NUMBER[kv_type], dtype)
+def empty_cache(kv_type: str, n_head_kv: int, capacity: int, head_dim: int) -> KVRows:
+    kind = find_kind(kv_type)
+    shape = (n_head_kv, capacity, kind.row_length(head_dim))
+    return KVRows(kind, np.full(shape, NOT_A_NUMBER[kv_type], kind.dtype))
 
 
-def filled_cache(kv_type: str, rows: np.ndarray, capacity: int) -> np.ndarray:
+def filled_cache(kv_type: str, rows: np.ndarray, capacity: int) -> KVRows:
     """rows (n_positions, n_head_kv, head_dim) from position 0 on; NaN where no token is yet."""
     cache = empty_cache(kv_type, rows.shape[1], capacity, rows.shape[2])
     write_cache(rows, cache, 0)
     return cache
 
 
-def values_in(kv_type: str, cache: np.ndarray, n_positions: int, head_dim: int) -> np.ndarray:
+def values_in(cache: KVRows, n_positions: int, head_dim: int) -> np.ndarray:
     """What a cache holds, as float64 (n_head_kv, n_positions, head_dim)."""
-    rows = np.ascontiguousarray(cache[:, :n_positions])
-    if kv_type == "q8_0":
+    rows = np.ascontiguousarray(cache.array[:, :n_positions])
+    if cache.kind.name == "q8_0":
         rows = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q8_0)
-    elif kv_type == "f16":
+    elif cache.kind.name == "f16":
         rows = rows.view(np.float16)
     return rows[..., :head_dim].astype(np.float64)
 
@@ -73,20 +74,20 @@ def run(
     """Attention over caches with room for ``unused`` tokens more."""
     n_seen = len(k) - len(q) + 1
     caches = [filled_cache(kv_type, rows, len(k) + unused) for rows in (k, v)]
-    out = np.full_like(q, np.nan)
+    out = np.full((*q.shape[:2], v.shape[2]), np.nan, np.float32)
     attend(pool, q, *caches, n_seen, np.float32(scale), out)
     return out
 
 
 def exact(kv_type: str, q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
     """The same in float64, over what the caches hold."""
-    n_tokens, n_head, head_dim = q.shape
+    n_tokens, n_head, _ = q.shape
     n_seen = len(k) - n_tokens + 1
     k, v = (
-        values_in(kv_type, filled_cache(kv_type, rows, len(rows)), len(rows), head_dim)
+        values_in(filled_cache(kv_type, rows, len(rows)), len(rows), rows.shape[2])
         for rows in (k, v)
     )
-    out = np.empty(q.shape, np.float64)
+    out = np.empty((*q.shape[:2], v.shape[2]), np.float64)
     unseen = np.arange(k.shape[1]) >= n_seen + np.arange(n_tokens)[:, None]
     for head in range(n_head):
         kv_head = head * len(k) // n_head
@@ -121,6 +122,15 @@ def test_long_heads(kv_type, head_dim):
     assert_close_to_exact(kv_type, *made_up(1, 67, 5, 1, head_dim), head_dim**-0.5)
 
 
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(24, 12), (12, 80), (192, 128), (576, 512)])
+@pytest.mark.parametrize(("n_tokens", "n_seen"), [(1, 1100), (5, 70), (67, 500)])
+def test_values_of_another_length_than_keys(pool, kv_type, key_dim, value_dim, n_tokens, n_seen):
+    q, k, _ = made_up(n_tokens, n_seen, 4, 2, key_dim)
+    _, _, v = made_up(n_tokens, n_seen, 4, 2, value_dim, seed=1)
+    assert_close_to_exact(kv_type, q, k, v, key_dim**-0.5, pool)
+
+
 BORDERS = [1, 2, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025]
 
 
@@ -144,14 +154,14 @@ def test_no_tokens_at_all():
     cache = empty_cache("f32", 2, 8, 8)
     attend(ALONE, q, cache, cache, 1, np.float32(1), np.empty_like(q))
     write_cache(q[:, :2].copy(), cache, 8)
-    assert np.isnan(cache).all()
+    assert np.isnan(cache.array).all()
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_a_single_key_gives_its_value_exactly(kv_type):
     q, k, v = made_up(1, 1, 4, 2, 12)
     cache = filled_cache(kv_type, v, 1)
-    expected = values_in(kv_type, cache, 1, 12)[:, 0].repeat(2, axis=0)
+    expected = values_in(cache, 1, 12)[:, 0].repeat(2, axis=0)
     np.testing.assert_array_equal(run(kv_type, q, k, v, 0.3)[0], expected)
 
 
@@ -182,7 +192,7 @@ def test_scores_beyond_what_exponents_hold(kv_type):
         k[place] = 3e4
         q = np.full((1, 1, 8), 1e30, np.float32)
         v = np.random.default_rng(place).standard_normal((700, 1, 8), dtype=np.float32)
-        expected = values_in(kv_type, filled_cache(kv_type, v, 700), 700, 8)[0, place]
+        expected = values_in(filled_cache(kv_type, v, 700), 700, 8)[0, place]
         got = run(kv_type, q, k, v, 1.0)[0, 0]
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
@@ -191,7 +201,7 @@ def test_scores_beyond_what_exponents_hold(kv_type):
 def test_equal_scores_average_all_values(kv_type):
     q, k, v = made_up(1, 700, 1, 1, 8)
     got = run(kv_type, np.zeros_like(q), k, v, 1.0)
-    held = values_in(kv_type, filled_cache(kv_type, v, 700), 700, 8)
+    held = values_in(filled_cache(kv_type, v, 700), 700, 8)
     np.testing.assert_allclose(got[0, 0], held[0].mean(axis=0), atol=1e-6)
 
 
@@ -307,17 +317,20 @@ TARGET_CASES = [(1, 700, 5, 1, 33), (9, 505, 6, 2, 20), (70, 60, 4, 2, 128), (3,
 def _write_results(path: str) -> None:
     """What this process's target makes of all cases, in buffers that end at forbidden pages."""
     results: dict[str, np.ndarray] = {"target": np.array(target.TARGET)}
-    for kv_type, dtype in KV_TYPES.items():
+    for kind in map(find_kind, KV_TYPES):
         for i, case in enumerate(TARGET_CASES):
             q, k, v = (guarded(array, "end") for array in made_up(*case))
-            shape = (case[3], len(k), row_length(case[4], np.dtype(dtype)))
-            keys, values = (guarded(np.zeros(shape, dtype), "end") for _ in range(2))
+            shape = (case[3], len(k), kind.row_length(case[4]))
+            keys, values = (
+                KVRows(kind, guarded(np.zeros(shape, kind.dtype), "end")) for _ in range(2)
+            )
             out = guarded(np.zeros_like(q), "end")
-            print(kv_type, case, flush=True)
+            print(kind.name, case, flush=True)
             write_cache(k, keys, 0)
             write_cache(v, values, 0)
             attend(ALONE, q, keys, values, case[1], np.float32(0.2), out)
-            results |= {f"{kv_type}_{i}_keys": keys.copy(), f"{kv_type}_{i}": out.copy()}
+            results[f"{kind.name}_{i}_keys"] = keys.array.copy()
+            results[f"{kind.name}_{i}"] = out.copy()
     np.savez(path, **results)
 
 
@@ -350,7 +363,7 @@ def test_every_target_gives_the_same_bits(tmp_path, name):
             for i, case in enumerate(TARGET_CASES):
                 q, k, v = made_up(*case)
                 keys = filled_cache(kv_type, k, len(k))
-                np.testing.assert_array_equal(results[f"{kv_type}_{i}_keys"], keys)
+                np.testing.assert_array_equal(results[f"{kv_type}_{i}_keys"], keys.array)
                 np.testing.assert_array_equal(results[f"{kv_type}_{i}"], run(kv_type, q, k, v, 0.2))
 
 
@@ -399,10 +412,11 @@ def test_heads_that_do_not_fit_are_refused(kv_type):
 def test_strided_arrays_are_refused(kv_type):
     """Rows are counted flat: strides would be ignored silently."""
     q, cache = np.zeros((1, 2, 32), np.float32), empty_cache(kv_type, 2, 8, 32)
+    strided = cache._replace(array=cache.array[:, ::2])
     with pytest.raises(TypingError):
-        write_cache(q, cache[:, ::2], 0)
+        write_cache(q, strided, 0)
     with pytest.raises(TypingError):
-        attend(ALONE, q, cache[:, ::2], cache[:, ::2], 1, np.float32(1), np.empty_like(q))
+        attend(ALONE, q, strided, strided, 1, np.float32(1), np.empty_like(q))
     with pytest.raises(TypingError):
         attend(ALONE, q, cache, cache, 1, np.float32(1), np.empty((1, 4, 32), np.float32)[:, ::2])
 
@@ -414,14 +428,13 @@ def test_strided_arrays_are_refused(kv_type):
 @pytest.mark.parametrize("head_dim", [1, 7, 8, 13, 16, 32, 33, 70])
 def test_tokens_land_at_their_positions(kv_type, head_dim):
     rng = np.random.default_rng(3)
-    dtype = np.dtype(KV_TYPES[kv_type])
-    # Anything but zeros, also behind the head: what write_cache must fill itself.
-    cache = np.full((2, 9, row_length(head_dim, dtype)), 3, dtype)
+    cache = empty_cache(kv_type, 2, 9, head_dim)
+    cache.array.fill(3)  # not zeros, also behind the head: what write_cache must fill itself
     rows = rng.standard_normal((4, 2, head_dim), dtype=np.float32)
     write_cache(rows, cache, 5)
-    assert (cache[:, :5] == 3).all()
+    assert (cache.array[:, :5] == 3).all()
     padded = -(-head_dim // 32) * 32 if kv_type == "q8_0" else -(-head_dim // 8) * 8
-    written = values_in(kv_type, cache[:, 5:], 4, padded)
+    written = values_in(cache._replace(array=cache.array[:, 5:]), 4, padded)
     assert not written[..., head_dim:].any()
     tolerance = {"f32": 0, "f16": 2.0**-11, "q8_0": 0.0045}[kv_type]
     error = np.abs(written[..., :head_dim] - rows.transpose(1, 0, 2))
@@ -430,8 +443,7 @@ def test_tokens_land_at_their_positions(kv_type, head_dim):
 
 def test_f16_rounds_to_nearest_even_and_overflows_to_infinity():
     values = np.array([1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.0**-25, 65519, 65520, -1e9], np.float32)
-    cache = np.zeros((1, 1, 8), np.uint16)
-    write_cache(values.reshape(1, 1, 6), cache, 0)
+    cache = filled_cache("f16", values.reshape(1, 1, 6), 1).array
     with np.errstate(over="ignore"):
         expected = values.astype(np.float16)
     np.testing.assert_array_equal(cache[0, 0, :6], expected.view(np.uint16))
@@ -447,8 +459,7 @@ def test_q8_0_is_quantised_as_ggml_does(head_dim):
     halves[..., 0] = 127  # a scale of one: codes from -126.5 to 126.5 are halfway
     rows[:100] = halves
     rows[150] = 0
-    cache = np.full((2, 200, row_length(head_dim, np.dtype(np.uint8))), 3, np.uint8)
-    write_cache(rows, cache, 0)
+    cache = filled_cache("q8_0", rows, 200).array
     padded = np.zeros((200, 2, -(-head_dim // 32) * 32), np.float32)
     padded[..., :head_dim] = rows
     expected = gguf.quants.quantize(padded, gguf.GGMLQuantizationType.Q8_0)
@@ -458,9 +469,9 @@ def test_q8_0_is_quantised_as_ggml_does(head_dim):
 def test_q8_0_of_the_smallest_and_the_largest_numbers():
     """Scales that f16 cannot hold are zero or infinite: never a number made of nothing."""
     tiny = np.full((1, 1, 32), 1e-44, np.float32)
-    assert not values_in("q8_0", filled_cache("q8_0", tiny, 1), 1, 32).any()
+    assert not values_in(filled_cache("q8_0", tiny, 1), 1, 32).any()
     huge = np.full((1, 1, 32), 3e38, np.float32)
-    assert np.isinf(values_in("q8_0", filled_cache("q8_0", huge, 1), 1, 32)).all()
+    assert np.isinf(values_in(filled_cache("q8_0", huge, 1), 1, 32)).all()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 import pytest
 
-from q4run.cache.keys_values import KV_TYPES
+from q4run.kernels.attention.kinds import kind_names
 from q4run.kernels.elementwise import add_into, silu_mul
 from q4run.kernels.norm import rms_norm, rms_norm_heads
 from q4run.kernels.rope import rotate_adjacent
@@ -183,7 +183,8 @@ from q4run.gguf_file import open_gguf
 from q4run.kernels.formats import find_format
 from q4run.kernels.products.multiply import multiply_address
 from q4run.kernels.warmup import warm_up
-from q4run.cache.keys_values import KV_TYPES, KVCache
+from q4run.cache.keys_values import KVCache
+from q4run.kernels.attention.kinds import find_kind
 from q4run.models import read_config
 from q4run.layers.decoder import Transformer
 
@@ -201,7 +202,7 @@ write_model(folder / "dense", Geometry(4, 64, 4, 2, 16, 64, 4, 300, moe_step=2),
 files = [open_gguf(folder / name) for name in ("moe", "dense")]
 steps = []
 formats = {find_format(tensor.type) for file in files for tensor in file.tensors.values()}
-warm_up(formats, KV_TYPES[kv_type], lambda *step: steps.append(step))
+warm_up(formats, find_kind(kv_type), lambda *step: steps.append(step))
 assert [done for done, _ in steps] == list(range(1, len(steps) + 1)), steps
 assert {total for _, total in steps} == {len(steps)}, steps
 before, n_formats = compiled(), multiply_address.cache_info().misses
@@ -224,7 +225,7 @@ assert multiply_address.cache_info().misses == n_formats
 """
 
 
-@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("kv_type", kind_names())
 def test_after_warming_up_nothing_is_compiled(tmp_path, kv_type):
     """Or the first token would wait for it, without a word."""
     run = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
     import sys
     from pathlib import Path
-    import numpy as np
+    from q4run.kernels.attention.kinds import find_kind
     from q4run.kernels import prepare as module
     from q4run.kernels.compiling.compile import CACHE_FOLDER
     from q4run.kernels.formats import find_format_named
@@ -21,7 +21,7 @@ PROGRAM = """
     if "broken" in sys.argv:
         sys.executable = sys.argv[-1]
         module.warm_up = lambda formats, kv, progress: compiled_here.append(progress(1, 1))
-    kv, names = np.uint16, ["q4_0"]
+    kv, names = find_kind("f16"), ["q4_0"]
     steps = []
     before = sorted(CACHE_FOLDER.glob("**/*.nbc"))
     began = module.subprocess.Popen

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from q4run.kernels.attention.heads import ByPosition, Heads, prepare_heads
 from q4run.kernels.norm import rms_norm_heads
 from q4run.kernels.products.activations import (
     Int8Activations,
@@ -13,7 +14,6 @@ from q4run.kernels.rope import rotate_adjacent
 from q4run.kernels.tokens import (
     TOKENS_PER_TASK,
     normalize,
-    prepare_heads,
     quantize_tokens,
 )
 
@@ -88,19 +88,17 @@ def test_prepare_heads(pool, n_tokens, rope_dim, qk_norm, has_temperatures):
     q, k = normal(n_tokens, 4, 16), normal(n_tokens, 2, 16)
     angles = normal(n_tokens, rope_dim // 2)
     rotation = (np.cos(angles), np.sin(angles))
-    temperatures = np.arange(1, n_tokens + 1, dtype=np.float32) if has_temperatures else None
+    by_position = ByPosition(*rotation) if rope_dim else ByPosition()
+    if has_temperatures:
+        temperatures = np.arange(1, n_tokens + 1, dtype=np.float32)
+        by_position = by_position._replace(temperatures=temperatures)
     expected_q, expected_k = q.copy(), k.copy()
     for heads in (expected_q, expected_k):
         rotate_adjacent(heads, *rotation)
         if qk_norm:
             rms_norm_heads(heads, EPS)
-    if temperatures is not None:
+    if has_temperatures:
         expected_q *= temperatures[:, None, None]
-    if rope_dim == 0:
-        rotation = (np.empty((1, 0), np.float32),) * 2  # whatever the number of tokens
-    none = np.empty(0, np.float32)
-    prepare_heads(
-        pool, q, k, rotation, qk_norm, EPS, none if temperatures is None else temperatures
-    )
+    prepare_heads(pool, q, k, Heads(4, 2, 16, 16, np.float32(1), qk_norm, EPS), by_position)
     np.testing.assert_array_equal(q, expected_q)
     np.testing.assert_array_equal(k, expected_k)

@@ -447,7 +447,7 @@ def test_a_folder_is_planned_as_it_would_be_converted(tmp_path):
 def test_the_plan_is_what_a_model_takes(model_path):
     given = Given(threads=1, memory=GB, disk=GB, core=GB)
     planner = make_planner(
-        open_gguf(model_path), given, paths=[model_path], total_ram=None, context=64, kv_type="f16"
+        open_gguf(model_path), given, paths=[model_path], context=64, kv_type="f16"
     )
     row = planner.row(4_000_000 + planner.least)
     with q4run.load(model_path, ram_budget=row.budget, context=64, threads=1) as model:

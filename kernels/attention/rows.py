@@ -1,0 +1,52 @@
+"""The rows of a KV cache: an array, and the kind that says what it holds."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from q4run.kernels.attention.kinds.base import KVKind, padded_dim, save_row
+from q4run.kernels.compiling.compile import inline, kernel
+from q4run.kernels.simd.memory import u8_pointer
+
+
+class KVRows(NamedTuple):
+    """Keys, or values: an array (n_head_kv, capacity, row), as ``kind`` describes it."""
+
+    kind: KVKind
+    array: np.ndarray
+
+
+@inline
+def values_of_row(cache):
+    """Returns how many values a row of the cache holds, the zeros behind the head included."""
+    return padded_dim(cache.kind, cache.array)
+
+
+@inline
+def rows_ahead(array, row, first, end, n_rows):
+    """Returns where up to ``n_rows`` rows begin, and their bytes.
+
+    They are those from ``row + first`` on and before ``row + end``.
+    """
+    n_bytes = array.itemsize * array.shape[2]
+    n_rows = max(0, min(n_rows, end - first))
+    return u8_pointer(array.ctypes.data + (row + first) * n_bytes), n_rows * n_bytes
+
+
+@kernel()
+def write_cache(rows, cache, first):
+    """Puts the keys or values of new tokens at positions ``first``, ``first + 1``, ... of a cache.
+
+    rows: float32 (n_tokens, n_head_kv, head_dim), C-contiguous; cache: ``KVRows``. Raises
+    ValueError for tokens or heads that the cache has no room for.
+    """
+    n_tokens, n_head_kv, head_dim = rows.shape
+    n_heads, capacity = cache.array.shape[:2]
+    if n_head_kv > n_heads or first + n_tokens > capacity or head_dim > values_of_row(cache):
+        raise ValueError("more tokens or larger heads than the cache has room for")
+    flat = rows.ravel()
+    for token in range(n_tokens):
+        for head in range(n_head_kv):
+            source = (token * n_head_kv + head) * head_dim
+            row = head * capacity + first + token
+            save_row(cache.kind, flat, source, head_dim, cache.array, row)
