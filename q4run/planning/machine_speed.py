@@ -51,7 +51,7 @@ _USUAL_DECODE_ATTENTION_SHARE = 0.035
 class Given:
     """What the user says of the machine: bytes and operations per second; None is measured.
 
-    core: of one thread in prompts, two operations for each weight and token; ram: bytes that it has.
+    core: of one thread in prompts, two operations for each weight and token; ram: bytes in all.
     """
 
     threads: int | None = None
