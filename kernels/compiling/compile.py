@@ -54,7 +54,7 @@ def can_cache() -> bool:
     return _CAN_CACHE
 
 
-class _KernelCache(FunctionCache):  # type: ignore[misc]
+class _KernelCache(FunctionCache):
     """Numba's, in q4run's folder, and safe where several processes compile.
 
     Numba numbers the files of a function's variants. Two processes that save at the same moment
@@ -97,7 +97,7 @@ def c_function(signature: Any) -> Callable[[Callable], CFunc]:
     def decorate(function: Callable) -> CFunc:
         compiled: Any = CFunc(function, normalize_signature(signature), locals={}, options={})
         if _CAN_CACHE:
-            compiled._cache = _KernelCache(function)  # type: ignore[attr-defined]
+            compiled._cache = _KernelCache(function)
         compiled.compile()
         return compiled
 
