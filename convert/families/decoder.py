@@ -1,7 +1,8 @@
 """What the decoders of all families share: sizes, attention, norms, embeddings."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import gguf
 from gguf import MODEL_TENSOR
@@ -28,6 +29,13 @@ class Plan:
     n_vocab: int
     config: Config
     notes: list[str] = field(default_factory=list)
+
+
+class Stacks(NamedTuple):
+    """How the stacks of routed experts are read; ``whole`` is as `OutputTensor` has it."""
+
+    reads: Mapping[MODEL_TENSOR, ReadRows]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,16 +158,14 @@ def with_experts(
     checkpoint: Checkpoint,
     tensors: Iterable[Tensor],
     names: SourceNames,
-    reads: Mapping[MODEL_TENSOR, ReadRows],
-    *,
-    whole: bool = False,
+    claim_experts: Callable[[], Stacks],
 ) -> Iterator[OutputTensor]:
-    """Yields a part's tensors: stacks of experts as ``reads`` has them, the others as stored.
-
-    ``whole`` is as `OutputTensor` has it, for the stacks.
-    """
+    """Yields a part's tensors: stacks of experts as ``claim_experts`` reads them, the others as
+    stored. It is called once, where the first stack comes."""
+    stacks: Stacks | None = None
     for tensor in tensors:
         if tensor.role is Role.EXPERT:
-            yield output_tensor(tensor, reads[tensor.kind], whole=whole)
+            stacks = stacks or claim_experts()
+            yield output_tensor(tensor, stacks.reads[tensor.kind], whole=stacks.whole)
         else:
             yield stored(checkpoint, tensor, names)

@@ -1,11 +1,14 @@
 """Llama 4, the text part: Scout and Maverick forms, also within the image-and-text checkpoint."""
 
+from functools import partial
+
 import gguf
 from gguf import MODEL_TENSOR
 
 from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
     Plan,
+    Stacks,
     attention_tensors,
     read_sizes,
     start_metadata,
@@ -69,9 +72,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
             tensors += [stored(checkpoint, tensor, names) for tensor in declared]
         else:
             base = f"{prefix}model.layers.{layer}.feed_forward.experts"
-            reads, whole = _experts(checkpoint, experts, sizes.n_embd, base)
+            claim = partial(_experts, checkpoint, experts, sizes.n_embd, base)
             declared = experts.tensors(sizes.n_embd, layer)
-            tensors += with_experts(checkpoint, declared, names, reads, whole=whole)
+            tensors += with_experts(checkpoint, declared, names, claim)
     left_out = checkpoint.check_all_claimed(IGNORABLE)
     n_vision = sum("rotary_emb" not in name for name in left_out)
     if n_vision:
@@ -164,10 +167,8 @@ def _chunked_layers(config: Config, rope_layers: list[int]) -> list[int]:
     return [int(kind == "chunked_attention") for kind in kinds]
 
 
-def _experts(
-    checkpoint: Checkpoint, part: Experts, n_embd: int, base: str
-) -> tuple[dict[MODEL_TENSOR, ReadRows], bool]:
-    """How the stacks of routed experts are read, and whether a read costs a whole matrix.
+def _experts(checkpoint: Checkpoint, part: Experts, n_embd: int, base: str) -> Stacks:
+    """Claims the stacks of routed experts.
 
     A checkpoint in bf16 has stacks stored input-major. One in fp8, as Maverick's is, has a matrix
     per expert and projection; one in mxfp4 has stacks stored output-major, as all matrices are in
@@ -181,7 +182,7 @@ def _experts(
             _separate(checkpoint, base, "up_proj", n_expert, (n_ff, n_embd)),
             _separate(checkpoint, base, "down_proj", n_expert, (n_embd, n_ff)),
         )
-        return dict(zip(_STACKS, reads, strict=True)), False
+        return Stacks(dict(zip(_STACKS, reads, strict=True)))
     if f"{base}.gate_up_proj_blocks" in checkpoint.tensors:
         gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, 2 * n_ff, n_embd))
         down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_embd, n_ff))
@@ -190,11 +191,11 @@ def _experts(
             rows_of(gate_up, first_row=n_ff, rows_per_matrix=2 * n_ff),
             rows_of(down, rows_per_matrix=n_embd),
         )
-        return dict(zip(_STACKS, reads, strict=True)), False
+        return Stacks(dict(zip(_STACKS, reads, strict=True)))
     gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, n_embd, 2 * n_ff))
     down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_ff, n_embd))
     reads = (columns_of(gate_up), columns_of(gate_up, first_column=n_ff), columns_of(down))
-    return dict(zip(_STACKS, reads, strict=True)), True
+    return Stacks(dict(zip(_STACKS, reads, strict=True)), whole=True)
 
 
 def _separate(

@@ -1,11 +1,13 @@
 """Mixtral: Llama with routed experts in every layer."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from gguf import MODEL_TENSOR
 
 from q4run.convert.families.decoder import (
     Plan,
+    Stacks,
     attention_tensors,
     read_sizes,
     start_metadata,
@@ -49,22 +51,22 @@ def plan(checkpoint: Checkpoint) -> Plan:
         tensors += attention_tensors(checkpoint, sizes, layer, names, pair_rows=True)
         # Files hold a matrix per expert; a state dict taken from transformers 5 holds stacks.
         if checkpoint.has(f"{base}.mlp.experts.gate_up_proj"):
-            reads = _stacked_experts(checkpoint, experts, sizes.n_embd, f"{base}.mlp.experts")
+            base += ".mlp.experts"
+            claim = partial(_stacked_experts, checkpoint, experts, sizes.n_embd, base)
         else:
             checkpoint.check_count("num_local_experts", n_expert)
             stacks = [t for t in experts.tensors(sizes.n_embd, layer) if t.role is Role.EXPERT]
-            reads = _separate_experts(checkpoint, stacks, f"{base}.block_sparse_moe.experts")
+            base += ".block_sparse_moe.experts"
+            claim = partial(_separate_experts, checkpoint, stacks, base)
         declared = experts.tensors(sizes.n_embd, layer)
-        tensors += with_experts(checkpoint, declared, names, reads)
+        tensors += with_experts(checkpoint, declared, names, claim)
     checkpoint.check_all_claimed(IGNORABLE)
     return Plan(metadata, tensors, sizes.n_vocab, config)
 
 
-def _separate_experts(
-    checkpoint: Checkpoint, stacks: Sequence[Tensor], base: str
-) -> dict[MODEL_TENSOR, ReadRows]:
-    """A matrix per expert and projection."""
-    return {
+def _separate_experts(checkpoint: Checkpoint, stacks: Sequence[Tensor], base: str) -> Stacks:
+    """Claims a matrix per expert and projection."""
+    reads = {
         stack.kind: stack_of(
             [
                 checkpoint.claim(f"{base}.{expert}.{_SOURCES[stack.kind]}.weight", stack.shape[1:])
@@ -73,17 +75,17 @@ def _separate_experts(
         )
         for stack in stacks
     }
+    return Stacks(reads)
 
 
-def _stacked_experts(
-    checkpoint: Checkpoint, part: Experts, n_embd: int, base: str
-) -> dict[MODEL_TENSOR, ReadRows]:
-    """One stack of gate and up together, and one of down."""
+def _stacked_experts(checkpoint: Checkpoint, part: Experts, n_embd: int, base: str) -> Stacks:
+    """Claims one stack of gate and up together, and one of down."""
     n_expert, n_ff = part.n_expert, part.n_ff
     gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, 2 * n_ff, n_embd))
     down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_embd, n_ff))
-    return {
+    reads: dict[MODEL_TENSOR, ReadRows] = {
         MODEL_TENSOR.FFN_GATE_EXP: rows_of(gate_up, rows_per_matrix=2 * n_ff),
         MODEL_TENSOR.FFN_UP_EXP: rows_of(gate_up, first_row=n_ff, rows_per_matrix=2 * n_ff),
         MODEL_TENSOR.FFN_DOWN_EXP: rows_of(down, rows_per_matrix=n_embd),
     }
+    return Stacks(reads)
