@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
 
-from q4run.disk.read_at import read_at
+from q4run.disk.read_at import read_fully_at
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.kernels.formats import Format, all_formats, find_format
@@ -82,10 +81,9 @@ class WeightReader:
         rows_at_once = max(ROWS, padded_rows(_READ_BYTES // row_bytes))
         rows = np.empty((min(rows_at_once, n_rows), row_bytes), np.uint8)
         with tensor.path.open("rb", buffering=0) as source:
-            source.seek(tensor.offset)
             for first in range(0, n_rows, rows_at_once):
                 part = rows[: n_rows - first]
-                _read_all(source, tensor.path, part)
+                _read(source.fileno(), part, tensor.offset + first * row_bytes, tensor.path)
                 to_strips(fmt, part, strips[first : first + padded_rows(len(part))])
         return Matrix(fmt.in_ram, strips, n_rows, n_cols)
 
@@ -95,8 +93,7 @@ class WeightReader:
         fmt = format_of(tensor)
         data = np.empty(fmt.row_bytes(tensor.shape[0]), np.uint8)
         with tensor.path.open("rb", buffering=0) as source:
-            source.seek(tensor.offset)
-            _read_all(source, tensor.path, data)
+            _read(source.fileno(), data, tensor.offset, tensor.path)
         return fmt.dequantize(data).copy()
 
 
@@ -126,8 +123,7 @@ class EmbeddingTable:
             part = ids[first : first + _EMBEDDINGS_AT_ONCE]
             for row, token in zip(raw, part, strict=False):
                 offset = self._offset + token * self._row_bytes
-                if read_at(self._file, row.data, offset) != self._row_bytes:
-                    raise FormatError(f"{self._path}: the file became shorter while it was in use")
+                _read(self._file, row, offset, self._path)
             x[first : first + len(part)] = self._fmt.dequantize(raw[: len(part)])
         return x
 
@@ -137,11 +133,7 @@ class EmbeddingTable:
             self._file = -1
 
 
-def _read_all(source: RawIOBase, path: Path, data: np.ndarray) -> None:
-    """Fills ``data`` from where ``source`` stands; FormatError where the file ends early."""
-    view = data.data.cast("B")
-    while view:
-        count = source.readinto(view)
-        if not count:
-            raise FormatError(f"{path}: the file became shorter while it was being read")
-        view = view[count:]
+def _read(file: int, data: np.ndarray, offset: int, path: Path) -> None:
+    """Fills ``data``, uint8, from ``offset`` on; ``FormatError`` where the file ends early."""
+    if read_fully_at(file, data.data.cast("B"), offset) < data.nbytes:
+        raise FormatError(f"{path}: the file became shorter while it was in use")

@@ -7,7 +7,7 @@ import numpy as np
 
 from q4run.convert.tensors import OutputTensor
 from q4run.convert.widen import float_values
-from q4run.disk.read_at import read_at
+from q4run.disk.read_at import read_fully_at
 from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.weights import format_of
@@ -63,7 +63,7 @@ class FileWeights:
             for start in range(0, n_rows, step):
                 data = np.empty((min(step, n_rows - start), row_bytes), np.uint8)
                 offset = tensor.offset + (matrix * n_rows + start) * row_bytes
-                if read_at(source.fileno(), data.data.cast("B"), offset) != data.nbytes:
+                if read_fully_at(source.fileno(), data.data.cast("B"), offset) < data.nbytes:
                     raise FormatError(f"{tensor.path}: the file became shorter while it was read")
                 yield start, fmt.dequantize(data)
 

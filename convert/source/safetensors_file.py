@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
+from q4run.disk.read_at import read_fully_at
 from q4run.errors import FormatError, UnsupportedError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit the format itself sets
@@ -83,18 +84,13 @@ def read_fully(path: Path, start: int, target: np.ndarray, name: str) -> None:
     Raises ``FormatError``, which names the tensor, when the file has become shorter or cannot be
     read.
     """
-    buffer = target.data
     try:
         with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            done = 0
-            while done < len(buffer):
-                n_read = file.readinto(buffer[done:])
-                if not n_read:
-                    raise FormatError(f"{path}: ends within tensor '{name}'")
-                done += n_read
+            n_read = read_fully_at(file.fileno(), target.data, start)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+    if n_read < len(target):
+        raise FormatError(f"{path}: ends within tensor '{name}'")
 
 
 def read_directory(path: Path) -> dict[str, StoredTensor]:

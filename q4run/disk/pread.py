@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from q4run.disk.read_at import read_at
+from q4run.disk.read_at import read_fully_at
 
 
 class Pread:
@@ -24,15 +24,13 @@ class Pread:
         return file
 
     def read(self, path: Path, offset: int, target: memoryview) -> None:
-        file, begin = self._files[path], offset
-        while target and offset < self._sizes[path]:
-            count = read_at(file, target, offset)
-            if count == 0:
-                raise EOFError(f"{path}: the file became shorter while it was in use")
-            target = target[count:]
-            offset += count
+        file = self._files[path]
+        least = min(len(target), self._sizes[path] - offset)
+        n_read = read_fully_at(file, target, offset, least)
+        if n_read < least:
+            raise EOFError(f"{path}: the file became shorter while it was in use")
         if self._drops_cached:
-            os.posix_fadvise(file, begin, offset - begin, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file, offset, n_read, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         for file in self._files.values():
