@@ -9,6 +9,7 @@ of few levels that gains as much again as the first pass.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -130,7 +131,6 @@ def _choose_codes(fmt: Format, values: np.ndarray, scales: Scales, inputs: Input
     """One pass over the columns with given scales."""
     n_rows, n_cols = values.shape
     levels = fmt.levels
-    middles = (levels[1:] + levels[:-1]) / 2
     scale, minimum = (part.reshape(n_rows, -1) for part in scales[:2])
     open_values = values[:, inputs.order]
     codes = np.empty((n_rows, n_cols), np.uint8)
@@ -140,41 +140,54 @@ def _choose_codes(fmt: Format, values: np.ndarray, scales: Scales, inputs: Input
             columns = slice(start, min(start + _N_COLUMNS, n_cols))
             group = inputs.order[columns] // fmt.group_size
             factor = np.ascontiguousarray(inputs.factor[columns, columns])
-            block = np.ascontiguousarray(open_values[:, columns])
-            steps, offsets = scale[:, group], minimum[:, group]
-            chosen, errors = np.empty(block.shape, np.uint8), np.empty_like(block)
-            _in_parallel(threads, block, factor, steps, offsets, levels, middles, chosen, errors)
-            codes[:, inputs.order[columns]] = chosen
-            squares += np.square(errors).sum(axis=1, dtype=np.float64)
-            open_values[:, columns.stop :] -= errors @ inputs.factor[columns, columns.stop :]
+            values_there = np.ascontiguousarray(open_values[:, columns])
+            there = _Columns(
+                values_there,
+                scale[:, group],
+                minimum[:, group],
+                np.empty(values_there.shape, np.uint8),
+                np.empty_like(values_there),
+            )
+            _compensate(threads, there, factor, levels)
+            codes[:, inputs.order[columns]] = there.codes
+            squares += np.square(there.errors).sum(axis=1, dtype=np.float64)
+            open_values[:, columns.stop :] -= there.errors @ inputs.factor[columns, columns.stop :]
     return _Choice(scales, codes, squares)
 
 
-def _in_parallel(
-    threads: ThreadPoolExecutor,
-    values: np.ndarray,
-    factor: np.ndarray,
-    scales: np.ndarray,
-    minima: np.ndarray,
-    levels: np.ndarray,
-    middles: np.ndarray,
-    codes: np.ndarray,
-    errors: np.ndarray,
+class _Columns(NamedTuple):
+    """Some columns of all rows, as ``compensate_columns`` takes them: each (n_rows, n_cols)."""
+
+    values: np.ndarray
+    scales: np.ndarray
+    minima: np.ndarray
+    codes: np.ndarray
+    errors: np.ndarray
+
+
+def _compensate(
+    threads: ThreadPoolExecutor, columns: _Columns, factor: np.ndarray, levels: np.ndarray
 ) -> None:
-    """The kernel over runs of rows."""
+    """Fills ``columns.codes`` and ``columns.errors``, runs of rows at a time."""
+    middles = _middles(levels)
 
     def run(start: int) -> None:
-        rows = slice(start, start + _ROWS_PER_TASK)
+        rows = _Columns(*(part[start : start + _ROWS_PER_TASK] for part in columns))
         compensate_columns(
-            values[rows], factor, scales[rows], minima[rows], levels, middles,
-            codes[rows], errors[rows],
-        )  # fmt: skip
+            rows.values, factor, rows.scales, rows.minima, levels, middles, rows.codes, rows.errors
+        )
 
-    starts = range(0, len(values), _ROWS_PER_TASK)
+    starts = range(0, len(columns.values), _ROWS_PER_TASK)
     if len(starts) == 1:
         run(0)
     else:
         list(threads.map(run, starts))
+
+
+def _middles(levels: np.ndarray) -> np.ndarray:
+    """Halfway between two neighbours each."""
+    middles: np.ndarray = (levels[1:] + levels[:-1]) / 2
+    return middles
 
 
 def _move_scales(fmt: Format, values: np.ndarray, choice: _Choice, inputs: Inputs) -> Scales:
@@ -225,6 +238,5 @@ def _nearest_codes(fmt: Format, values: np.ndarray, scales: Scales) -> np.ndarra
     scale, minimum = (part.reshape(n_rows, -1, 1) for part in scales[:2])
     groups = values.reshape(n_rows, -1, fmt.group_size) - minimum
     levels = np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0)
-    middles = (fmt.levels[1:] + fmt.levels[:-1]) / 2
-    codes: np.ndarray = np.searchsorted(middles, levels.reshape(values.shape), "right")
+    codes: np.ndarray = np.searchsorted(_middles(fmt.levels), levels.reshape(values.shape), "right")
     return codes.astype(np.uint8)
