@@ -14,8 +14,6 @@ from q4run.convert.calibration.windows import read_windows
 from q4run.convert.output.layout import lay_out
 from q4run.convert.output.stream import BlockPlan, least_plan
 from q4run.convert.tensors import PlannedTensor
-from q4run.convert.types.recipe import TERNARY
-from q4run.convert.types.ternary import NO_LOSS
 from q4run.gguf_file import GGUFFile
 from q4run.gguf_file.header import parse_header
 from q4run.gguf_file.metadata import Metadata
@@ -66,30 +64,6 @@ def block_plan(tensors: Sequence[PlannedTensor]) -> BlockPlan:
     largest = max(p.tensor.n_rows * p.tensor.n_cols for p in tensors if p.calibration is not None)
     block = max(least.block_values, min(LARGEST_BLOCK, largest))
     return replace(least, block_values=block, read_values=max(least.read_values, block))
-
-
-def loss_notes(calibration: Calibration) -> list[str]:
-    """What the summary says once all tensors are written."""
-    notes = [
-        f"{role.value} in {type_name}: {100 * loss.relative:.3g} % squared error in their outputs"
-        " on the calibration text"
-        for (role, type_name), loss in calibration.losses.items()
-    ]
-    if any(
-        type_name in TERNARY and loss.relative > NO_LOSS
-        for (_, type_name), loss in calibration.losses.items()
-    ):
-        notes.append(
-            "the source was not ternary: the model is worse for it; measure how much before you"
-            " rely on it"
-        )
-    if calibration.n_unreached:
-        notes.append(
-            f"{calibration.n_unreached} expert matrices met no token of the calibration text: they"
-            " were fitted to the average of their layer's other experts; a longer text may reach"
-            " them"
-        )
-    return notes
 
 
 def _as_written(tensors: Sequence[PlannedTensor], metadata: gguf.GGUFWriter, out: Path) -> GGUFFile:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from q4run.convert.output.layout import lay_out
-from q4run.convert.source.source import open_source
+from q4run.convert.options import ConversionOptions
+from q4run.convert.plan import plan_conversion
 from q4run.convert.tensors import OutputTensor, Rows
 from q4run.convert.types.recipe import Recipe
 from q4run.gguf_file import GGUFFile, describe_file
@@ -15,14 +15,17 @@ def preview_checkpoint(source: Path, recipe: Recipe) -> GGUFFile:
 
     Reads headers only, and refuses what `convert` refuses.
     """
-    opened = open_source(source)
-    metadata, _ = opened.write_metadata()
-    tensors, _ = recipe.plan(opened.tensors, 0)
-    out = Path(f"{opened.name}-{recipe.name}.gguf")
-    (part,) = lay_out(out, metadata, tensors, None)
-    values = {key: entry.value for key, entry in metadata.kv_data[0].items()}
-    described = ((p.tensor.name, p.tensor.shape, p.fmt.ggml_type) for p in tensors)
-    return describe_file(out, values, described, len(part.header))
+    options = ConversionOptions(
+        type=recipe.type,
+        expert_type=recipe.expert_type,
+        tensor_types=recipe.tensor_types,
+        dry_run=True,
+    )
+    plan = plan_conversion(source, None, options)
+    (part,) = plan.parts
+    values = {key: entry.value for key, entry in plan.metadata.kv_data[0].items()}
+    described = ((p.tensor.name, p.tensor.shape, p.fmt.ggml_type) for p in plan.tensors)
+    return describe_file(part.path, values, described, len(part.header))
 
 
 def preview_geometry(name: str, geometry: Geometry, recipe: Recipe) -> GGUFFile:
@@ -31,7 +34,7 @@ def preview_geometry(name: str, geometry: Geometry, recipe: Recipe) -> GGUFFile:
         OutputTensor(tensor.name, tensor.shape, tensor.role, _no_rows)
         for tensor in tensors_of(geometry)
     ]
-    planned, _ = recipe.plan(tensors, 0)
+    planned, _ = recipe.plan(tensors)
     values: dict[str, object] = {
         f"{geometry.architecture}.{key}": value for key, value in hyperparameters(geometry).items()
     }

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from q4run.convert.notes import planning_notes
+from q4run.convert.plan import ConversionPlan
 from q4run.convert.tensors import PlannedTensor
 from q4run.models.parts import Role
 
@@ -70,6 +72,20 @@ class Summary:
             "dense_bytes": self.dense_bytes,
             "expert_bytes": self.expert_bytes,
         }
+
+
+def summarize(plan: ConversionPlan) -> Summary:
+    """What the plan would make, and what to tell about it. Reads samples of a few tensors."""
+    return Summary(
+        architecture=plan.source.architecture,
+        outputs=[part.path for part in plan.parts],
+        written=False,
+        counts=count_types(plan.tensors),
+        size_before=plan.source.n_bytes,
+        size_after=sum(part.n_bytes for part in plan.parts),
+        seconds=0.0,
+        notes=planning_notes(plan),
+    )
 
 
 def count_types(tensors: Sequence[PlannedTensor]) -> list[TypeCount]:

@@ -5,7 +5,6 @@ leaves as they are stands in ``llama-quant.cpp``.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from gguf.gguf_writer import GGUFValue
 
 from q4run.convert.blocks import Blocks
 from q4run.convert.source.safetensors_file import read_fully
-from q4run.convert.tensors import OutputTensor, PlannedTensor, Rows, rows_of
+from q4run.convert.tensors import OutputTensor, Rows, rows_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 from q4run.kernels.formats import Format, find_format
@@ -98,22 +97,6 @@ class GGUFSource:
         if not left_out:
             return metadata, []
         return metadata, [f"left out, being empty or lists of lists: {', '.join(left_out[:5])}"]
-
-
-def requantising_notes(tensors: Sequence[PlannedTensor]) -> list[str]:
-    """What to tell about tensors that were quantised already and become another type."""
-    changes: dict[str, int] = defaultdict(int)
-    for planned in tensors:
-        stored = planned.tensor.stored
-        if stored is not None and stored is not planned.fmt and planned.fmt.name != "f32":
-            changes[stored.name] += 1
-    if not changes:
-        return []
-    types = ", ".join(f"{count} from {name}" for name, count in changes.items())
-    return [
-        f"{sum(changes.values())} tensors are quantised a second time ({types}): to the loss of "
-        "then that of now is added; convert the original checkpoint where you can"
-    ]
 
 
 def _format_of(info: TensorInfo) -> Format:

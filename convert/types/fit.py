@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from q4run.convert.tensors import OutputTensor, PlannedTensor, padded
 from q4run.convert.types.importance import Importance
-from q4run.convert.types.recipe import first_that_fits, is_vector, named
+from q4run.convert.types.recipe import HeaderBytes, first_that_fits, is_vector, named
 from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
 from q4run.kernels.formats import Format
@@ -58,64 +58,65 @@ class Choice:
     loss: float
 
 
+@dataclass(frozen=True)
 class Fit:
-    """Types such that the file is at most ``size`` bytes; ``plan`` as `Recipe` has it, once
-    ``measure`` has told what each type would cost."""
+    """Types such that the file is at most ``size`` bytes, for tensors that were measured.
 
-    name = "fit"
+    ``hulls``: of each group the choices worth making, from the smallest to the best.
+    """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._hulls: list[list[Choice]] = []
+    size: int
+    hulls: Sequence[Sequence[Choice]]
 
-    def measure(
-        self,
-        tensors: Sequence[OutputTensor],
-        importance: Mapping[str, Importance],
-        progress: Progress | None = None,
-    ) -> None:
-        """Reads samples of all matrices and quantises them to every type.
-
-        importance: by tensor name; the columns of a tensor without one count alike. progress hears
-        of the groups done, and of all.
-        """
-        groups = _groups(tensors)
-        n_layers = len({match[1] for t in tensors if (match := _NAME.fullmatch(t.name))} - {None})
-        self._hulls = []
-        for done, group in enumerate(groups, 1):
-            self._hulls.append(_hull(_choices(group, n_layers, importance)))
-            if progress:
-                progress(done, len(groups))
+    @property
+    def name(self) -> str:
+        return "fit"
 
     def plan(
-        self, tensors: Sequence[OutputTensor], n_header: int
+        self, tensors: Sequence[OutputTensor], header_bytes: HeaderBytes | None = None
     ) -> tuple[list[PlannedTensor], list[str]]:
         """The tensors with their types, and no notes; ``tensors`` as they were measured.
 
-        n_header: the bytes that are not for tensors. Raises ``Error`` with the least that would do
-        where nothing fits.
+        Raises ``Error`` with the least that would do where nothing fits.
         """
+        n_header = 0
+        while True:
+            planned = self._plan_beside(n_header, tensors)
+            needed = header_bytes(planned) if header_bytes else 0
+            if needed <= n_header:
+                return planned, []
+            n_header = needed
+
+    def _plan_beside(self, n_header: int, tensors: Sequence[OutputTensor]) -> list[PlannedTensor]:
+        """Plans with ``n_header`` bytes that are not for tensors."""
         formats = {tensor.name: named("f32") for tensor in tensors if is_vector(tensor)}
-        room = self._size - n_header - _size(tensors, formats)
-        for choice in _climb(self._hulls, room):
+        room = self.size - n_header - _size(tensors, formats)
+        for choice in _climb(self.hulls, room):
             formats |= choice.formats
             room -= choice.n_bytes
         _take_the_faster(tensors, formats, room)
-        return [PlannedTensor(tensor, formats[tensor.name]) for tensor in tensors], []
+        return [PlannedTensor(tensor, formats[tensor.name]) for tensor in tensors]
 
-    def plan_beside_headers(
-        self,
-        tensors: Sequence[OutputTensor],
-        header_bytes: Callable[[Sequence[PlannedTensor]], int],
-    ) -> list[PlannedTensor]:
-        """As ``plan``, where how much the headers take follows from what is planned."""
-        n_header = 0
-        while True:
-            planned, _ = self.plan(tensors, n_header)
-            needed = header_bytes(planned)
-            if needed <= n_header:
-                return planned
-            n_header = needed
+
+def measure_fit(
+    size: int,
+    tensors: Sequence[OutputTensor],
+    importance: Mapping[str, Importance],
+    progress: Progress | None = None,
+) -> Fit:
+    """Reads samples of all matrices and quantises them to every type, to fit ``size`` bytes.
+
+    importance: by tensor name; the columns of a tensor without one count alike. progress is called
+    with the groups done, and all of them.
+    """
+    groups = _groups(tensors)
+    n_layers = len({match[1] for t in tensors if (match := _NAME.fullmatch(t.name))} - {None})
+    hulls = []
+    for done, group in enumerate(groups, 1):
+        hulls.append(_hull(_choices(group, n_layers, importance)))
+        if progress:
+            progress(done, len(groups))
+    return Fit(size, hulls)
 
 
 def _take_the_faster(
@@ -198,7 +199,7 @@ def _gain(smaller: Choice, larger: Choice) -> float:
     return (smaller.loss - larger.loss) / (larger.n_bytes - smaller.n_bytes)
 
 
-def _climb(hulls: list[list[Choice]], most_bytes: int) -> list[Choice]:
+def _climb(hulls: Sequence[Sequence[Choice]], most_bytes: int) -> list[Choice]:
     chosen = [hull[0] for hull in hulls]
     used = sum(choice.n_bytes for choice in chosen)
     if used > most_bytes:

@@ -2,8 +2,9 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import gguf
 
@@ -49,6 +50,25 @@ ALWAYS_F32 = (Role.NORM, Role.ROPE_FACTORS, Role.ROUTER)
 # The least that the output matrix gets: its errors reach every token undamped.
 OUTPUT_TYPE = "q6_k"
 
+HeaderBytes = Callable[[Sequence[PlannedTensor]], int]
+
+
+class TypeChoice(Protocol):
+    """What chooses every tensor's type. ``name``: what the output is called for it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def plan(
+        self, tensors: Sequence[OutputTensor], header_bytes: HeaderBytes | None = None
+    ) -> tuple[list[PlannedTensor], list[str]]:
+        """The tensors with their types, in their order, and notes on the choice.
+
+        header_bytes: tells, for tensors with types, how many bytes of the files are not for
+        tensors; without it none are.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -64,13 +84,14 @@ class Recipe:
         return self.type if self.expert_type == self.type else f"{self.type}-{self.expert_type}"
 
     def plan(
-        self, tensors: Sequence[OutputTensor], n_header: int
+        self, tensors: Sequence[OutputTensor], header_bytes: HeaderBytes | None = None
     ) -> tuple[list[PlannedTensor], list[str]]:
         """The tensors with their types, and notes on those that could not have the one asked for.
 
-        Router, norms and other vectors stay f32. The output matrix (which may be the embedding) is
-        at least q6_k, as in llama.cpp's quantiser; beside ternary types it is q8_0, and so is the
-        embedding: ternary would ruin them. A row that does not fit a block falls back.
+        However long headers are, the types are the same. Router, norms and other vectors stay f32.
+        The output matrix (which may be the embedding) is at least q6_k, as in llama.cpp's
+        quantiser; beside ternary types it is q8_0, and so is the embedding: ternary would ruin
+        them. A row that does not fit a block falls back.
         """
         planned = []
         fallen: dict[tuple[str, str, int], list[str]] = defaultdict(list)

@@ -211,9 +211,7 @@ def convert(
         def choosing(done: int, total: int) -> None:
             update(f"choosing types, {done} of {total}", None, None)
 
-        summary = conversion.convert(
-            source,
-            out,
+        asked = conversion.ConversionOptions(
             type=type_name,
             expert_type=expert_type,
             recipe=recipe,
@@ -222,15 +220,18 @@ def convert(
             imatrix=imatrix,
             calibrate=calibrate,
             calibrate_chunks=calibrate_chunks,
+            split_max_size=split_bytes,
             max_ram=max_ram_bytes,
             threads=threads,
-            split_max_size=split_bytes,
             dry_run=dry_run,
             force=force,
             resume=resume,
-            progress=partial(update, "converting"),
-            choosing=choosing,
         )
+        plan = conversion.plan_conversion(source, out, asked, choosing)
+        if dry_run:
+            summary = conversion.summarize(plan)
+        else:
+            summary = conversion.write(plan, partial(update, "converting"))
     if json_output:
         print(json.dumps(summary.as_dict()))
     print_summary(summary)

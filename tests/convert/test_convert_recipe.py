@@ -14,7 +14,7 @@ from q4run.convert import convert
 from q4run.convert.output.layout import METADATA_PER_PART_BYTES
 from q4run.convert.tensors import ALIGNMENT, OutputTensor
 from q4run.convert.types import recipe
-from q4run.convert.types.fit import Fit
+from q4run.convert.types.fit import measure_fit
 from q4run.convert.types.recipe import RECIPES, named
 from q4run.gguf_file import open_gguf
 from q4run.models.parts import Role
@@ -121,9 +121,7 @@ def test_what_there_is_once_counts_as_much_as_all_layers(n_layers, once):
     names = [f"blk.{i}.attn_v.weight" for i in range(n_layers)]
     tensors = [tensor_of(name) for name in (*names, f"{once}.weight")]
     small, larger = (1024 * named(kind).row_bytes(256) for kind in ("q2_k", "q4_k"))
-    fit = Fit(n_layers * small + larger)
-    fit.measure(tensors, {})
-    planned, _ = fit.plan(tensors, 0)
+    planned, _ = measure_fit(n_layers * small + larger, tensors, {}).plan(tensors)
     bits = {one.tensor.name: one.fmt.bits_per_weight for one in planned}
     assert bits[f"{once}.weight"] > max(bits[name] for name in names)
 
