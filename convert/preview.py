@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import gguf
+
 from q4run.convert.options import ConversionOptions
 from q4run.convert.plan import plan_conversion
 from q4run.convert.tensors import OutputTensor, Rows
@@ -38,7 +40,7 @@ def preview_geometry(name: str, geometry: Geometry, recipe: Recipe) -> GGUFFile:
     values: dict[str, object] = {
         f"{geometry.architecture}.{key}": value for key, value in hyperparameters(geometry).items()
     }
-    values["general.architecture"] = geometry.architecture
+    values[gguf.Keys.General.ARCHITECTURE] = geometry.architecture
     described = ((p.tensor.name, p.tensor.shape, p.fmt.ggml_type) for p in planned)
     return describe_file(Path(f"{name}-{recipe.name}.gguf"), values, described)
 

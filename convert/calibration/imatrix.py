@@ -98,7 +98,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
 
 
 def _read_gguf(file: GGUFFile) -> ImportanceMatrix:
-    kind = file.get_str("general.type", "model")
+    kind = file.get_str(gguf.Keys.General.TYPE, "model")
     if kind != "imatrix":
         raise FormatError(
             f"{file.path}: is a {kind[:40]!r}, not an importance matrix; make one with q4run"

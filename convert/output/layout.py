@@ -84,9 +84,11 @@ def lay_out(
     for number, group in enumerate(groups):
         path = out.with_name(SHARD_NAME_FORMAT.format(stem, number + 1, len(groups)))
         own = (values if number == 0 else {}) | {
-            "split.no": GGUFValue(number, gguf.GGUFValueType.UINT16),
-            "split.count": GGUFValue(len(groups), gguf.GGUFValueType.UINT16),
-            "split.tensors.count": GGUFValue(len(tensors), gguf.GGUFValueType.INT32),
+            gguf.Keys.Split.LLM_KV_SPLIT_NO: GGUFValue(number, gguf.GGUFValueType.UINT16),
+            gguf.Keys.Split.LLM_KV_SPLIT_COUNT: GGUFValue(len(groups), gguf.GGUFValueType.UINT16),
+            gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: GGUFValue(
+                len(tensors), gguf.GGUFValueType.INT32
+            ),
         }
         parts.append(Part(path, _header(metadata.arch, own, group), group))
     return parts

@@ -9,6 +9,8 @@ import gguf
 from q4run.convert.config import MAX_JSON_BYTES, read_json
 from q4run.errors import FormatError
 
+Keys = gguf.Keys.Tokenizer
+
 
 def add_chat_template(metadata: gguf.GGUFWriter, folder: Path) -> None:
     """Adds the template, or several by name, if the checkpoint has any.
@@ -20,15 +22,16 @@ def add_chat_template(metadata: gguf.GGUFWriter, folder: Path) -> None:
     if isinstance(template, str):
         metadata.add_chat_template(template)
         return
+    # Not the writer's own way with several: it lists their names in an order that chance decides.
     others = []
     for entry in template or []:
         if entry["name"] == "default":
             metadata.add_chat_template(entry["template"])
             continue
         name = re.sub(r"[^A-Za-z0-9]", "_", entry["name"])
-        metadata.add_string(f"tokenizer.chat_template.{name}", entry["template"])
+        metadata.add_string(Keys.CHAT_TEMPLATE_N.format(name=name), entry["template"])
         others.append(name)
-    metadata.add_array("tokenizer.chat_templates", others)
+    metadata.add_array(Keys.CHAT_TEMPLATES, others)
 
 
 def _find_template(folder: Path) -> str | list[dict[str, str]] | None:
