@@ -301,7 +301,8 @@ def test_an_error_of_the_source_keeps_what_is_finished(mixtral, whole, tmp_path,
 
 KILLED_PROGRAM = """
 import os, signal, sys
-from q4run.convert import convert, outputs
+from q4run.convert import convert
+from q4run.convert.output import outputs
 outputs.SYNC_BYTES = 50_000
 def progress(done, total):
     if done >= float(sys.argv[3]) * total:
@@ -325,7 +326,7 @@ def test_ctrl_c_on_the_command_line_says_how_to_go_on(mixtral, whole, tmp_path):
     out = tmp_path / "model.gguf"
     command = [*COMMAND, mixtral, out, "--type", "q8_0", "--resume", "--threads", "1"]
     slow = (
-        "import sys, time; from q4run.convert import stream; real = stream.quantize_rows\n"
+        "import sys, time; from q4run.convert.output import stream; real = stream.quantize_rows\n"
         "def slowly(*arguments):\n    time.sleep(0.02)\n    return real(*arguments)\n"
         "stream.quantize_rows = slowly\n"
         "from q4run.cli import main; sys.argv[0] = 'q4run'; main()"
