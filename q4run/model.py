@@ -255,21 +255,17 @@ class Model:
     @contextmanager
     def recording(self) -> Iterator[Timeline]:
         """Records where the time goes, as long as the context lasts."""
-        timeline = Timeline()
-        self._transformer.timeline = self.store.timeline = timeline
-        try:
+        with self.store.events.recording() as timeline:
             yield timeline
-        finally:
-            self._transformer.timeline = self.store.timeline = None
 
     def tell_of_waits(self, hear: Callable[[float], None]) -> None:
         """Calls ``hear`` ten times a second while a read is waited for, with the seconds so far."""
-        self._transformer.on_wait = hear
+        self.store.events.tell_of_waits(hear)
 
     def tell_of_slots(self, hear: Callable[[int], None]) -> None:
         """Calls ``hear`` with the number of experts there is room for when it has become smaller,
         since memory is short, and when it is what it was at first again."""
-        self.store.on_resize = hear
+        self.store.events.tell_of_slots(hear)
 
     def tokenize(
         self, text: str, *, add_bos: bool | None = None, special: bool = False

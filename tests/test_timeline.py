@@ -97,10 +97,9 @@ def test_a_pass_is_accounted_for_to_the_last_nanosecond(path, budget, prefetch):
 def test_nothing_is_recorded_unless_somebody_asks(path, budget):
     with q4run.load(path, budget, context=64, threads=1) as model:
         with model.recording() as timeline:
-            assert model.store.timeline is timeline
+            assert model.store.events.timeline is timeline
         model.session.feed([1, 2, 3])
-        assert model.store.timeline is None
-        assert model._transformer.timeline is None
+        assert model.store.events.timeline is None
     assert timeline.spans == timeline.passes == []
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from q4run.errors import Error
 from q4run.experts.policies import Key
-from q4run.timeline import COMPUTING, WAIT, Span
-
-if TYPE_CHECKING:
-    from q4run.experts.store import ExpertStore
+from q4run.experts.read_ahead import ReadAhead
+from q4run.experts.slots import Slots
+from q4run.experts.transfers import Transfers
 
 
 class Request:
@@ -25,17 +22,24 @@ class Request:
     Ctrl-C leaves them to arrive later.
     """
 
-    def __init__(self, store: ExpertStore, layer: int, experts: Sequence[int]) -> None:
-        self._store = store
+    def __init__(
+        self,
+        layer: int,
+        experts: Sequence[int],
+        slots: Slots,
+        transfers: Transfers,
+        ahead: ReadAhead,
+    ) -> None:
+        self._slots = slots
+        self._transfers = transfers
+        self._ahead = ahead
         self._layer = layer
         keys = [(layer, expert) for expert in experts]
-        store.forget_expected(layer, keys)
-        store.use(layer, experts)
-        present = [key for key in keys if key in store.slots]
+        present = [key for key in keys if key in slots]
         for key in present:
-            store.slots.pin(key)
+            slots.pin(key)
         self._held = set(present)
-        self._awaited = [key for key in present if store.hurry(key)]
+        self._awaited = [key for key in present if transfers.hurry(key)]
         self._joined = set(self._awaited)
         self._resident = [key for key in present if key not in self._joined]
         self._missing = [key for key in reversed(keys) if key not in self._held]
@@ -48,7 +52,7 @@ class Request:
         ready = self._resident
         while True:
             some = -(-len(ready) // 4)
-            while self._store.is_short_of_slots and len(ready) > some:
+            while self._ahead.is_short_of_slots and len(ready) > some:
                 yield [expert for _, expert in ready[:some]]
                 self._release(ready[:some])
                 ready = ready[some:]
@@ -68,59 +72,54 @@ class Request:
     ) -> None:
         try:
             if kind is None or not issubclass(kind, KeyboardInterrupt):
-                while any(map(self._store.is_on_its_way, self._awaited)):
-                    self._store.take_arrival()
+                while any(map(self._transfers.is_on_its_way, self._awaited)):
+                    self._transfers.take_arrival()
         finally:
             for key in self._held:
-                self._store.slots.unpin(key)
+                self._slots.unpin(key)
 
     def _start_reads(self) -> None:
         # No more than the disk needs: each slot that is taken too early is an expert less.
-        while self._missing and not (self._awaited and self._store.is_busy):
-            if not self._store.start(self._missing[-1]):
+        while self._missing and not (self._awaited and self._transfers.is_busy):
+            if not self._ahead.begin_wanted(self._missing[-1]):
                 break
             key = self._missing.pop()
-            self._store.slots.pin(key)
+            self._slots.pin(key)
             self._held.add(key)
             self._awaited.append(key)
         if not self._missing:
-            self._store.read_ahead()
+            self._ahead.go_on()
 
     def _release(self, keys: Sequence[Key]) -> None:
         for key in keys:
             self._held.discard(key)
-            self._store.slots.unpin(key)
+            self._slots.unpin(key)
         self._start_reads()
 
     def _await_some(self) -> list[Key]:
         """Waits until some expert is complete; takes what else has arrived by then. Empty where
         nothing is on its way that could be, or make room for, a missing one."""
-        begin = time.perf_counter_ns()
-        self._store.is_waiting = True
+        self._transfers.begin_wait()
         try:
-            self._store.take_arrived()
+            self._transfers.take_arrived()
             self._start_reads()
             while not (complete := self._take_complete()):
-                if not (self._awaited or (self._missing and self._store.is_reading)):
+                if not (self._awaited or (self._missing and self._transfers.is_reading)):
                     return []
-                self._store.take_arrival()
+                self._transfers.take_arrival()
                 self._start_reads()
             return complete
         finally:
-            self._store.is_waiting = False
-            end = time.perf_counter_ns()
-            self._store.counters.wait_s += (end - begin) / 1e9
-            if self._store.timeline:
-                self._store.timeline.add(Span(WAIT, self._layer, COMPUTING, begin, end))
+            self._transfers.end_wait(self._layer)
 
     def _take_complete(self) -> list[Key]:
-        over = [key for key in self._awaited if not self._store.is_on_its_way(key)]
+        over = [key for key in self._awaited if not self._transfers.is_on_its_way(key)]
         self._awaited = [key for key in self._awaited if key not in over]
         for key in over:
-            error = self._store.error_of(key)
+            error = self._transfers.error_of(key)
             if error and key not in self._joined:
                 raise Error(f"an expert could not be read: {error}")
-        failed = [key for key in over if self._store.error_of(key)]
+        failed = [key for key in over if self._transfers.error_of(key)]
         if failed:
             # They were read ahead, perhaps long ago: now is the time that counts.
             self._joined.difference_update(failed)

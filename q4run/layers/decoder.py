@@ -14,9 +14,8 @@ from q4run.layers.head import Head
 from q4run.layers.materials import Materials
 from q4run.layers.stack import Stack
 from q4run.layers.workspace import Workspace
-from q4run.machine.interrupts import safe_points
 from q4run.models.config import ModelConfig
-from q4run.timeline import EMBEDDING, HEAD, Timeline
+from q4run.timeline import EMBEDDING, HEAD
 from q4run.weights import EmbeddingTable, WeightReader
 
 # Ids, or vectors in place of embeddings: float32 (n, n_embd).
@@ -57,11 +56,8 @@ class Transformer:
         self._stack = Stack(Materials(weights, config, store, workspace), progress)
         self._head = Head(weights, config, workspace)
         self._pool = ThreadPool(threads)
-        # Told for how many seconds a read has been waited for, ten times a second.
-        self.on_wait: Callable[[float], None] = lambda seconds: None
         # How far the batch under way is: its tokens times the share of the layers behind it.
         self.under_way = 0.0
-        self.timeline: Timeline | None = None
 
     def forward(
         self,
@@ -81,16 +77,11 @@ class Transformer:
         not the model's width.
         """
         self._check(tokens, cache)
-        if self.timeline:
-            self.timeline.begin_pass(len(tokens))
+        events, timeline = self._store.events, self._store.events.timeline
+        if timeline:
+            timeline.begin_pass(len(tokens))
         done = 0
-        with safe_points() as check_interrupt, self._batch_for(len(tokens)) as n_batch:
-
-            def while_waiting(seconds: float) -> None:
-                check_interrupt()
-                self.on_wait(seconds)
-
-            self._store.while_waiting = while_waiting
+        with events.safe_points() as check_interrupt, self._batch_for(len(tokens)) as n_batch:
             while done < len(tokens):
                 n_tokens = cache.begin(min(n_batch, len(tokens) - done))
                 x = self._embed(tokens[done : done + n_tokens])
@@ -101,15 +92,15 @@ class Transformer:
                 cache.commit(n_tokens)
                 if consume:
                     self._give_logits(x[max(0, first - done) :], consume)
-                    if self.timeline:
-                        self.timeline.lap(HEAD)
+                    if timeline:
+                        timeline.lap(HEAD)
                 done += n_tokens
                 x = x[-1:].copy()  # the other tokens are not needed any more
         logits = np.empty((1, self.config.n_vocab), np.float32)
         self._head(self._pool.state, x, logits)
-        if self.timeline:
-            self.timeline.lap(HEAD)
-            self.timeline.end_pass()
+        if timeline:
+            timeline.lap(HEAD)
+            timeline.end_pass()
         last: np.ndarray = logits[0]
         return last
 
@@ -159,8 +150,8 @@ class Transformer:
             x = np.array(tokens, np.float32)
         else:
             x = self._embedding.rows(tokens)
-        if self.timeline:
-            self.timeline.lap(EMBEDDING)
+        if timeline := self._store.events.timeline:
+            timeline.lap(EMBEDDING)
         return x
 
     def _run_stack(
@@ -170,8 +161,9 @@ class Transformer:
             self.under_way = len(x) * i / len(self.config.layers)
             check_interrupt()
 
+        timeline = self._store.events.timeline
         self._store.begin_pass(len(x))
-        self._stack(self._pool.state, x, cache.layers, cache.length, begin_layer, self.timeline)
+        self._stack(self._pool.state, x, cache.layers, cache.length, begin_layer, timeline)
         self._store.end_pass(len(x))
 
     def close(self) -> None:

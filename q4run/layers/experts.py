@@ -73,9 +73,9 @@ class MixtureOfExperts:
         store, routing = self._store, self._routing
         reads_ahead = not store.holds_all
         if reads_ahead and self._wants_nearly_all(len(x)):
-            store.expect_layers_after(self._i)
+            store.ahead.expect_layers_after(self._i)
         elif self._following and store.prediction.is_on:
-            store.expect(self._following.guess(pool, x))
+            store.ahead.expect(self._following.guess(pool, x))
         else:
             reads_ahead = False
         arguments = self._routing_arguments(pool, x)

@@ -16,9 +16,8 @@ from helpers.expert_files import Experts, fetch
 from q4run.disk.methods import METHODS, ReadMethod
 from q4run.disk.speed import N_READERS
 from q4run.errors import Error
-from q4run.experts import filling
+from q4run.experts import filling, transfers
 from q4run.experts import readers as readers_module
-from q4run.experts import store as store_module
 from q4run.experts.filling import cut_into_pieces
 from q4run.experts.policies import DEFAULT_CACHE
 from q4run.experts.store import ExpertStore
@@ -57,7 +56,7 @@ def open_store(method_name) -> Iterator:
 def small_pieces(monkeypatch) -> None:
     """An expert takes several reads, of 8 KiB at most instead of 2 MiB."""
     monkeypatch.setattr(filling, "PIECE_BYTES", 2 * PAGE)
-    monkeypatch.setattr(store_module, "PIECE_BYTES", 2 * PAGE)
+    monkeypatch.setattr(transfers, "PIECE_BYTES", 2 * PAGE)
 
 
 def resident(store: ExpertStore, layer: int, n_expert: int = N_EXPERT) -> list[int]:
@@ -75,8 +74,8 @@ def wait_until(condition) -> None:
 
 def all_reads_are_over(store: ExpertStore) -> bool:
     """Though the store may not have counted them yet."""
-    left = sum(fill.reads_left for fill in store._fills.values())
-    return store._readers.arrived.qsize() == left
+    left = sum(fill.reads_left for fill in store.transfers._fills.values())
+    return store.transfers._readers.arrived.qsize() == left
 
 
 # The right bytes.
@@ -155,7 +154,7 @@ def test_counters(experts, open_store, method_name):
     fetch(experts, store, 0, [0, 1, 2])
     assert (store.counters.hits, store.counters.misses) == (4, 3)
     assert 0 < first < store.counters.bytes_read
-    if store._method.alignment == 1:
+    if store.transfers._method.alignment == 1:
         assert store.counters.bytes_read == 3 * experts.expert_bytes(0)
     else:  # direct reads are widened to whole pages
         assert method_name == "direct"
@@ -308,7 +307,7 @@ class Scripted:
 @pytest.fixture
 def scripted(experts, small_pieces, monkeypatch) -> Iterator[tuple[Scripted, ExpertStore]]:
     """All reads that there are slots for begin at once."""
-    monkeypatch.setattr(store_module, "_ENOUGH_READS", 1000)
+    monkeypatch.setattr(transfers, "_ENOUGH_READS", 1000)
     method = Scripted(experts)
     store = ExpertStore(experts.layout, 3, method)
     yield method, store
@@ -365,14 +364,14 @@ def test_a_wait_is_told_of_and_can_be_ended(experts, scripted):
         if len(told) == 3:
             raise KeyboardInterrupt
 
-    store.while_waiting = hear
+    store.events.tell_of_waits(hear)
     with pytest.raises(KeyboardInterrupt), store.request(2, [0, 1]) as request:
         for _ in request:
             pass
     assert told == sorted(told)
     assert told[0] > 0
     assert not store.slots._pinned
-    store.while_waiting = lambda seconds: None
+    store.events.tell_of_waits(lambda seconds: None)
     method.gate.set()
     assert_usable(experts, store, 2, [0, 1, 4])
 
@@ -383,16 +382,16 @@ def test_closing_leaves_behind_what_does_not_answer(experts, monkeypatch):
     method.close = lambda: pytest.fail("a file that is being read was closed")
     store = ExpertStore(experts.layout, 3, method)
     method.gate.clear()
-    store.expect([(2, 0), (2, 1)])
-    store.read_ahead()
+    store.ahead.expect([(2, 0), (2, 1)])
+    store.ahead.go_on()
     while not method.under_way:
         time.sleep(0.01)
     store.close()
     assert method.under_way
     method.gate.set()
-    for thread in store._readers._threads:
+    for thread in store.transfers._readers._threads:
         thread.join(timeout=60)
-    assert not any(thread.is_alive() for thread in store._readers._threads)
+    assert not any(thread.is_alive() for thread in store.transfers._readers._threads)
 
 
 def test_an_exception_while_an_expert_is_used_keeps_that_expert(experts, scripted):

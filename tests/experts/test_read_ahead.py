@@ -13,8 +13,7 @@ from helpers.expert_files import Experts, fetch
 
 from q4run.disk.speed import N_READERS
 from q4run.errors import Error
-from q4run.experts import filling
-from q4run.experts import store as store_module
+from q4run.experts import filling, transfers
 from q4run.experts.readers import Fill, Readers
 from q4run.experts.store import ExpertStore
 
@@ -67,7 +66,7 @@ def open_store(experts) -> Iterator:
 def small_pieces(monkeypatch) -> None:
     """An expert takes several reads, of 8 KiB at most instead of 2 MiB."""
     monkeypatch.setattr(filling, "PIECE_BYTES", 8192)
-    monkeypatch.setattr(store_module, "PIECE_BYTES", 8192)
+    monkeypatch.setattr(transfers, "PIECE_BYTES", 8192)
 
 
 def reads_of(experts: Experts, layer: int, expert: int) -> set[tuple[Path, int]]:
@@ -94,8 +93,8 @@ def settle(store: ExpertStore) -> None:
     """Lets all reads come to their end, and counts them."""
 
     def is_over() -> bool:
-        store.read_ahead()
-        return not store._fills
+        store.ahead.go_on()
+        return not store.transfers._fills
 
     wait_until(is_over)
 
@@ -106,8 +105,8 @@ def present(store: ExpertStore, layer: int) -> list[int]:
 
 def read_ahead(store: ExpertStore, expected: list[tuple[int, int]]) -> None:
     """What is expected is read at once, without a request."""
-    store.expect(expected)
-    store.read_ahead()
+    store.ahead.expect(expected)
+    store.ahead.go_on()
 
 
 def occupy_readers(method: Gated, store: ExpertStore, expected: list[tuple[int, int]]) -> None:
@@ -186,7 +185,7 @@ def test_expected_experts_take_no_slot_from_each_other_nor_from_those_in_use(exp
         while not held:
             held = next(lists)
         read_ahead(store, keys(2, [3, 4, 5]))
-        wait_until(lambda: store.take_arrived() or present(store, 2))
+        wait_until(lambda: store.transfers.take_arrived() or present(store, 2))
         assert present(store, 2) == [3]  # the one slot that was left
         assert set(held) <= set(present(store, 0))
         for _ in lists:
@@ -199,8 +198,8 @@ def test_expected_experts_take_no_slot_from_each_other_nor_from_those_in_use(exp
 def test_a_wrong_guess_is_given_up_unless_all_of_it_is_under_way(experts, open_store):
     method, store = open_store(15)
     occupy_readers(method, store, keys(2, [0, 1, 2, 3, 4, 5]))
-    queued = {entry[0].key[1] for entry in store._readers._ahead}
-    under_way = {key[1] for key in store._fills} - queued
+    queued = {entry[0].key[1] for entry in store.transfers._readers._ahead}
+    under_way = {key[1] for key in store.transfers._fills} - queued
     assert queued
     with store.request(2, [5]) as request:
         method.gate.set()
@@ -267,7 +266,7 @@ def test_a_wave_reads_every_expert_once(experts, open_store, n_slots):
     """As a long prompt does: all of a layer, while the next layers are on their way."""
     method, store = open_store(n_slots)
     for layer, n_expert in ((0, 6), (2, 6), (3, 3)):
-        store.expect_layers_after(layer)
+        store.ahead.expect_layers_after(layer)
         with store.request(layer, list(range(n_expert))) as request:
             got = []
             for ready in request:

@@ -129,8 +129,8 @@ def test_a_few_thousand_disturbed_steps(path):
                 if rng.random() < 0.5:
                     n = int(rng.integers(0, 8))
                     guessed = zip(rng.choice(layers, n), rng.integers(0, N_EXPERT, n), strict=True)
-                    store.expect([(int(layer), int(expert)) for layer, expert in guessed])
-                    store.read_ahead()
+                    store.ahead.expect([(int(layer), int(expert)) for layer, expert in guessed])
+                    store.ahead.go_on()
                 streamed.method.share = float(rng.choice([0, 0, 0, 0.02, 0.3]))
                 np.testing.assert_array_equal(streamed.forward(part), logits)
                 n_steps += 1
@@ -220,8 +220,8 @@ def test_ctrl_c_ends_the_wait_for_a_disk_that_does_not_answer(path):
     expected = resident_logits(path, [1, 2, 3], [4, 5])
     streamed = Streamed(path, 2, "pread", "layers", 64)
     told: list[float] = []
-    streamed.transformer.on_wait = told.append
-    method = streamed.store._filler._method = Stalling(streamed.method)
+    streamed.store.events.tell_of_waits(told.append)
+    method = streamed.store.transfers._filler._method = Stalling(streamed.method)
     try:
         np.testing.assert_array_equal(streamed.forward([1, 2, 3]), expected[0])
         method.gate.clear()

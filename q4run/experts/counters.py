@@ -1,0 +1,21 @@
+"""What an expert store has done, in figures."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ExpertCounters:
+    """Counts since the store was made.
+
+    ``read_s`` adds up over the reader threads; ``wait_s`` is the time that the computation stood
+    still. Of the ``misses``, ``read_ahead`` were on their way, or there, before they were asked
+    for; ``begun_ahead`` counts all reads that were begun so, the vain ones included.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    read_ahead: int = 0
+    begun_ahead: int = 0
+    bytes_read: int = 0
+    read_s: float = 0.0
+    wait_s: float = 0.0
