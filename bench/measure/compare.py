@@ -26,8 +26,8 @@ from q4run.bench.peer import llama_cpp_speed
 from q4run.budget import INTERPRETER_ALLOWANCE
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
+from q4run.loading import prepare_kernels
 from q4run.machine.cores import choose_threads
-from q4run.model import prepare_kernels
 from q4run.sizes import format_size
 
 Q4RUN = "q4run"

@@ -118,7 +118,7 @@ def _measure(arguments: argparse.Namespace, kinds: list[str], folder: Path) -> l
         with q4run.load(base_path, context=arguments.context) as base:
             ids = base.tokenize(text, special=True)
             windows = cut_windows(base.tokenizer, ids, arguments.context)
-            rows.append(Row(BASE, "", base_path.stat().st_size, measure(base, windows)))
+            rows.append(Row(BASE, "", base_path.stat().st_size, measure(base.session, windows)))
             cases = [(kind, method) for kind in kinds for method in (*OURS, *PEERS)]
             for done, (kind, method) in enumerate(cases):
                 waiting.update(f"{kind}, {method}", done, len(cases))
@@ -145,7 +145,12 @@ def _measure(arguments: argparse.Namespace, kinds: list[str], folder: Path) -> l
                     types = types_of(path)
                 with q4run.load(path, context=arguments.context) as model:
                     rows.append(
-                        Row(kind, method, path.stat().st_size, measure(model, windows, base))
+                        Row(
+                            kind,
+                            method,
+                            path.stat().st_size,
+                            measure(model.session, windows, base.session),
+                        )
                     )
                 path.unlink()
     return rows

@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> None:
                     force=True,
                 )  # fmt: skip
                 with q4run.load(path, context=arguments.context) as model:
-                    report = measure(model, windows, base)
+                    report = measure(model.session, windows, base.session)
                 assert report.kl is not None
                 divergences[use] = report.kl
     quotients = {use: divergences[use].value / errors[use] for use in errors}

@@ -22,7 +22,8 @@ from q4run.inspection.model import summarize
 from q4run.models.names import EXPERTS
 
 if TYPE_CHECKING:
-    from q4run.model import Model, Stats
+    from q4run.generation.stats import Stats
+    from q4run.model import Model
 
 
 def choose_tokens(path: Path, n_prompt: int, n_decode: int) -> tuple[list[int], list[int]]:

@@ -14,7 +14,7 @@ from q4run.cli.terminal import note, printable, stderr_console, warn
 
 if TYPE_CHECKING:
     from q4run.generation.conversation import Conversation
-    from q4run.model import Stats
+    from q4run.generation.stats import Stats
 
 
 class Command(NamedTuple):

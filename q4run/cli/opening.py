@@ -39,7 +39,7 @@ def open_model(
         from q4run.kernels.compiling.compile import CACHE_FOLDER
 
         stages = {} if any(CACHE_FOLDER.glob("**/*.nbc")) else {"compiling kernels": _FIRST_TIME}
-        from q4run.model import load
+        from q4run.loading import load
 
         model = load(
             path,

@@ -95,7 +95,7 @@ def perplexity(
             def tell(losses: Losses, done: int) -> None:
                 waiting.update(f"perplexity {losses.perplexity:.4f}", done, len(windows))
 
-            report = measure(opened, windows, other, tell)
+            report = measure(opened.session, windows, other.session if other else None, tell)
     if json_output:
         print(json.dumps(_figures(opened, other, context, len(windows), report)))
     else:

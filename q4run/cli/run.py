@@ -93,7 +93,7 @@ def run(
         from q4run.generation.sampler import Sampler
 
         ids = _tokenize(opened, text, system, raw)
-        completion = Completion(opened, ids, Sampler(parameters), tokens)
+        completion = Completion(opened.session, opened.tokenizer, ids, Sampler(parameters), tokens)
         # A pipe gets the completion and nothing else, not even a line feed.
         writer = AnswerWriter(sys.stderr if json_output else sys.stdout)
         try:
@@ -164,7 +164,7 @@ def _figures(model: Model, completion: Completion, with_layers: bool) -> dict[st
         "decode": {"tokens": len(completion.tokens), "tok_s": completion.rate},
         "load_s": model.load_s,
         "first_token_s": completion.first_token_s,
-        "peak_rss": stats.peak_rss,
+        "peak_rss": model.stats.peak_rss,
         "experts": {
             "hit_rate": stats.hit_rate,
             "bytes_read": stats.bytes_read,

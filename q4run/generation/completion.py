@@ -6,8 +6,10 @@ from enum import StrEnum
 
 from q4run.errors import Error
 from q4run.generation.sampler import Sampler
-from q4run.model import Model, Stats
+from q4run.generation.session import Session
+from q4run.generation.stats import Work
 from q4run.text.stream import TextStream
+from q4run.text.tokenizer import Tokenizer
 
 
 class Finish(StrEnum):
@@ -23,35 +25,44 @@ class Completion:
     """Continues ``prompt`` (token ids): iterate once for the text, then read what it was.
 
     ``tokens`` are those generated, the stop token included, whether or not the text shows them.
-    Whatever ends the iteration, ``text`` and ``tokens`` are what has come so far. ``max_tokens``
-    None is up to the end of the context; ``stop_text`` ends an answer too, and is not part of it.
+    Whatever ends the iteration, ``text`` and ``tokens`` are what has come so far. ``max_tokens`` 0
+    generates nothing, None goes on to the end of the context; ``stop_text`` ends an answer too, and
+    is not part of it. The space that a SentencePiece vocabulary puts before a text is left out only
+    where a text begins: after a control token, not after text.
     """
 
     def __init__(
         self,
-        model: Model,
+        session: Session,
+        tokenizer: Tokenizer,
         prompt: Sequence[int],
         sampler: Sampler,
         max_tokens: int | None = None,
         stop_text: str | None = None,
     ) -> None:
-        """Raises Error for a prompt that is empty or longer than the context."""
+        """Raises Error for an empty prompt and for ``max_tokens`` below 0."""
         if not prompt:
             raise Error("the prompt is empty: write something to continue")
+        if max_tokens is not None and max_tokens < 0:
+            raise Error(
+                f"{max_tokens} tokens cannot be generated: give 0 or more, or None for all that the"
+                " context has room for"
+            )
         self.prompt = list(prompt)
         self.tokens: list[int] = []
         self.text = ""
         self.finish = Finish.INTERRUPTED
         self.first_token_s: float | None = None
         self._last_token_s = 0.0
-        self._model = model
+        self._session = session
+        self._tokenizer = tokenizer
         self._sampler = sampler
-        self._max_tokens = max_tokens or model.session.context
+        self._max_tokens = max_tokens
         self._stop_text = stop_text
-        self._stats_before = model.stats
+        self._work_before = session.work
 
     def __iter__(self) -> Iterator[str]:
-        """Yields text in whole characters."""
+        """Yields text in whole characters. Raises Error for a prompt longer than the context."""
         pending = ""
         for piece in self._pieces():
             text, pending, stopped = _cut(pending + piece, self._stop_text)
@@ -67,10 +78,10 @@ class Completion:
 
     def _pieces(self) -> Iterator[str]:
         """The text of the tokens as they are generated; at their end, ``finish`` says why."""
-        tokenizer = self._model.tokenizer
+        tokenizer = self._tokenizer
         stream = TextStream(tokenizer, at_start=tokenizer.starts_text(self.prompt[-1]))
         started = time.perf_counter()
-        for token in self._model.session.generate(
+        for token in self._session.generate(
             self.prompt, self._sampler, tokenizer.stop_ids, self._max_tokens
         ):
             self.tokens.append(token)
@@ -79,7 +90,7 @@ class Completion:
                 self.first_token_s = self._last_token_s
             if token not in tokenizer.stop_ids:
                 yield stream.push(token)
-        if self.tokens[-1] in tokenizer.stop_ids:
+        if self.tokens and self.tokens[-1] in tokenizer.stop_ids:
             self.finish = Finish.STOP
         elif len(self.tokens) == self._max_tokens:
             self.finish = Finish.LENGTH
@@ -88,9 +99,9 @@ class Completion:
         yield stream.flush()
 
     @property
-    def stats(self) -> Stats:
-        """What the model has done since this was made."""
-        return self._model.stats - self._stats_before
+    def stats(self) -> Work:
+        """What was done since this was made."""
+        return self._session.work - self._work_before
 
     @property
     def prompt_rate(self) -> float | None:

@@ -6,13 +6,14 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from q4run.errors import Error
 from q4run.generation.completion import Completion, Finish
 from q4run.generation.sampler import Sampler, SamplingParameters
-from q4run.model import Model
+from q4run.generation.session import Session
 from q4run.text.chat_template import PLAIN_STOP, PLAIN_TEMPLATE, ChatTemplate
+from q4run.text.tokenizer import Tokenizer
 
 # A turn fits if this share of the context is left for the answer.
 _ROOM_FOR_ANSWER = 1 / 8
@@ -22,6 +23,22 @@ _ROOM_AFTER_DROPPING = 1 / 2
 
 class MessageTooLongError(Error):
     """A message that does not fit into the context even alone."""
+
+
+class Speaker(Protocol):
+    """Who answers: a ``q4run.Model``, or a session of one with its tokenizer and template."""
+
+    @property
+    def session(self) -> Session: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def template(self) -> ChatTemplate | None: ...
+
+
+_Speaker = TypeVar("_Speaker", bound=Speaker)
 
 
 class Exchange(NamedTuple):
@@ -41,7 +58,7 @@ class _LastTurn:
     stop: str | None  # the text of the stop token that is the last of ``ids``
 
 
-class Conversation:
+class Conversation(Generic[_Speaker]):
     """The messages so far; ``ask`` adds to them.
 
     The model's session is to be used by nobody else meanwhile, or what it holds has to be run
@@ -50,7 +67,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: Model,
+        model: _Speaker,
         parameters: SamplingParameters,
         *,
         system: str | None = None,
@@ -102,7 +119,10 @@ class Conversation:
                 f"this message does not fit: with all that goes with it, it is {len(ids)} tokens in"
                 f" a context of {self.context}; shorten it, or start again with a larger --context"
             )
-        completion = Completion(self.model, ids, self._sampler, self._max_tokens, self._stop_text)
+        model = self.model
+        completion = Completion(
+            model.session, model.tokenizer, ids, self._sampler, self._max_tokens, self._stop_text
+        )
         return Turn(self, text, prompt, n_dropped, completion)
 
     def record(self, turn: Turn) -> None:
@@ -117,7 +137,7 @@ class Conversation:
         if completion.finish is Finish.STOP:
             if completion.tokens[-1] not in self.model.tokenizer.stop_ids:
                 return  # a text ended it, whose tokens are not to stay
-            stop = self.model.detokenize(completion.tokens[-1:], special=True)
+            stop = self.model.tokenizer.decode(completion.tokens[-1:], special=True)
         ids = completion.prompt + completion.tokens
         self._last = _LastTurn(turn.prompt, completion.text, ids, stop)
 
@@ -132,8 +152,8 @@ class Conversation:
         """The conversation and a new message, without the oldest exchanges: text and tokens."""
         exchanges = [*self.exchanges[n_dropped:], Exchange(text, "")]
         prompt = self._template.render(_messages(self.system, exchanges)[:-1])
-        ids = _continue(self.model, self._last, prompt) if self._last else None
-        return prompt, ids or self.model.tokenize(prompt, special=True)
+        ids = _continue(self.model.tokenizer, self._last, prompt) if self._last else None
+        return prompt, ids or self.model.tokenizer.encode(prompt, special=True)
 
 
 class Turn:
@@ -180,7 +200,7 @@ def _messages(system: str | None, exchanges: Sequence[Exchange]) -> list[dict[st
     return messages
 
 
-def _continue(model: Model, last: _LastTurn, prompt: str) -> list[int] | None:
+def _continue(tokenizer: Tokenizer, last: _LastTurn, prompt: str) -> list[int] | None:
     """The tokens of ``prompt``, the first of them those that the model has already run or made.
 
     What it generated is kept token for token: the same text may be cut differently. None where the
@@ -197,7 +217,7 @@ def _continue(model: Model, last: _LastTurn, prompt: str) -> list[int] | None:
             rest = rest.lstrip()[len(last.stop) :]
         else:
             ids = ids[:-1]  # the template ends an answer otherwise than the model did
-    return ids + model.tokenize(rest, add_bos=False, special=True)
+    return ids + tokenizer.encode(rest, add_bos=False, special=True)
 
 
 def _after(text: str, answer: str) -> str | None:

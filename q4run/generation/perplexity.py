@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from q4run.errors import Error
-from q4run.model import Model
+from q4run.generation.session import Session
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,15 @@ class Report:
 
 
 def measure(
-    model: Model,
+    session: Session,
     windows: np.ndarray,
-    base: Model | None = None,
+    base: Session | None = None,
     progress: Callable[[Losses, int], None] | None = None,
 ) -> Report:
     """Runs the windows, int32 (n_windows, context), one by one, as ``text.windows`` cuts them.
 
-    ``progress`` hears of the losses and the windows so far. Raises ``Error`` where windows are so
+    Each session belongs to a model of its own. ``progress`` is called with the losses and the
+    number of windows so far. Raises ``Error`` where windows are so
     short that they predict nothing.
     """
     if windows.shape[1] < 4:
@@ -80,9 +81,9 @@ def measure(
         first = len(window) // 2
         targets = np.array(window[first + 1 :])
         if base is None:
-            _add_losses(losses, model, window, first, targets)
+            _add_losses(losses, session, window, first, targets)
         else:
-            _add_comparison(losses, model, base, window, first, targets)
+            _add_comparison(losses, session, base, window, first, targets)
         if progress:
             progress(losses, done)
     return report_of(losses)
@@ -120,7 +121,7 @@ def _exponential(values: np.ndarray) -> Mean:
 
 
 def _add_losses(
-    losses: Losses, model: Model, window: Sequence[int], first: int, targets: np.ndarray
+    losses: Losses, session: Session, window: Sequence[int], first: int, targets: np.ndarray
 ) -> None:
     nll: list[np.ndarray] = []
 
@@ -128,21 +129,21 @@ def _add_losses(
         done = sum(map(len, nll))
         nll.append(_nll(log_softmax(logits), targets[done:]))
 
-    model.session.clear()
-    model.session.feed(window[:-1], consume=consume, first=first)
+    session.clear()
+    session.feed(window[:-1], consume=consume, first=first)
     losses.nll += nll
 
 
 def _add_comparison(
     losses: Losses,
-    model: Model,
-    base: Model,
+    session: Session,
+    base: Session,
     window: Sequence[int],
     first: int,
     targets: np.ndarray,
 ) -> None:
     """The base's logits of the window's second half are held meanwhile, beside both budgets."""
-    expected = np.empty((len(targets), base.config.n_vocab), np.float32)
+    expected = np.empty((len(targets), base.n_vocab), np.float32)
     done = 0
 
     def keep(logits: np.ndarray) -> None:
@@ -160,11 +161,11 @@ def _add_comparison(
         losses.divergence.append((np.exp(theirs) * (theirs - ours)).sum(axis=1))
         losses.agrees.append(ours.argmax(axis=1) == theirs.argmax(axis=1))
 
-    base.session.clear()
-    base.session.feed(window[:-1], consume=keep, first=first)
+    base.clear()
+    base.feed(window[:-1], consume=keep, first=first)
     done = 0
-    model.session.clear()
-    model.session.feed(window[:-1], consume=compare, first=first)
+    session.clear()
+    session.feed(window[:-1], consume=compare, first=first)
 
 
 def _nll(log_probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from q4run.cache.keys_values import KVCache
 from q4run.generation.sampler import Sampler
+from q4run.generation.stats import Work
 from q4run.layers.decoder import Consumer, Transformer
 
 
@@ -34,6 +35,16 @@ class Session:
     def context(self) -> int:
         """How many tokens there is room for."""
         return self._cache.context
+
+    @property
+    def n_vocab(self) -> int:
+        """How many tokens the model knows."""
+        return self._transformer.config.n_vocab
+
+    @property
+    def work(self) -> Work:
+        """What was done so far: this session's tokens, and the experts of its model."""
+        return Work(**asdict(self.counters), **asdict(self._transformer.store.counters))
 
     @property
     def progress(self) -> float:
@@ -81,20 +92,25 @@ class Session:
         return logits
 
     def generate(
-        self, ids: Sequence[int], sampler: Sampler, stop_ids: Set[int], max_tokens: int
+        self,
+        ids: Sequence[int],
+        sampler: Sampler,
+        stop_ids: Set[int],
+        max_tokens: int | None = None,
     ) -> Iterator[int]:
         """Continues ``ids``: yields tokens until a stop token (yielded too), ``max_tokens`` or the
-        end of the context.
+        end of the context. ``max_tokens`` 0 yields nothing and runs nothing; None sets no limit.
 
         The last token that was yielded is in the session's tokens only once the next was asked for.
         """
-        if max_tokens <= 0:
+        most = self.context if max_tokens is None else max_tokens
+        if most <= 0:
             return
         logits = self.feed(ids)
-        for count in range(1, max_tokens + 1):
+        for count in range(1, most + 1):
             token = sampler.sample(logits, self.tokens)
             yield token
-            if token in stop_ids or count == max_tokens or len(self.tokens) == self.context:
+            if token in stop_ids or count == most or len(self.tokens) == self.context:
                 return
             logits = self.step(token)
 

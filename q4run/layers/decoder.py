@@ -51,7 +51,7 @@ class Transformer:
         self._n_long_batch, self._n_lent_slots = long_batch or (n_batch, 0)
         self._workspace = workspace = Workspace(config, self._n_long_batch)
         weights = WeightReader(file)
-        self._store = store
+        self.store = store
         self._embedding = EmbeddingTable(file, config.embedding.tensors(config.n_embd)[0])
         self._stack = Stack(Materials(weights, config, store, workspace), progress)
         self._head = Head(weights, config, workspace)
@@ -77,7 +77,7 @@ class Transformer:
         not the model's width.
         """
         self._check(tokens, cache)
-        events, timeline = self._store.events, self._store.events.timeline
+        events, timeline = self.store.events, self.store.events.timeline
         if timeline:
             timeline.begin_pass(len(tokens))
         done = 0
@@ -119,7 +119,7 @@ class Transformer:
         if n_tokens <= self._n_batch or self._n_long_batch == self._n_batch:
             yield self._n_batch
             return
-        with self._store.lending(self._n_lent_slots):
+        with self.store.lending(self._n_lent_slots):
             try:
                 yield self._n_long_batch
             finally:
@@ -150,7 +150,7 @@ class Transformer:
             x = np.array(tokens, np.float32)
         else:
             x = self._embedding.rows(tokens)
-        if timeline := self._store.events.timeline:
+        if timeline := self.store.events.timeline:
             timeline.lap(EMBEDDING)
         return x
 
@@ -161,10 +161,10 @@ class Transformer:
             self.under_way = len(x) * i / len(self.config.layers)
             check_interrupt()
 
-        timeline = self._store.events.timeline
-        self._store.begin_pass(len(x))
+        timeline = self.store.events.timeline
+        self.store.begin_pass(len(x))
         self._stack(self._pool.state, x, cache.layers, cache.length, begin_layer, timeline)
-        self._store.end_pass(len(x))
+        self.store.end_pass(len(x))
 
     def close(self) -> None:
         """Ends the threads and lets go of the file."""

@@ -121,7 +121,7 @@ def test_the_meter_reads_off_a_model(tmp_path):
         prompt = model.tokenize("in the end and then", special=True)
         sampler = Sampler(SamplingParameters(temperature=0.0))
         for _ in range(2):  # the second time, the cache holds the prompt already
-            completion = Completion(model, prompt, sampler, 12)
+            completion = Completion(model.session, model.tokenizer, prompt, sampler, 12)
             meter = Meter(model, completion)
             before = meter.figures()
             assert (before.prompt_done, before.prompt_tokens) == (0, len(prompt))

@@ -7,7 +7,7 @@ import q4run
 from q4run.bench.models.synthetic import write_model
 from q4run.errors import Error
 from q4run.experts.prediction import Prediction, Trial
-from q4run.model import Stats
+from q4run.generation.stats import Stats
 from q4run.models.shapes import Geometry
 
 N_LAYER, N_EXPERT = 4, 8

@@ -100,7 +100,7 @@ def test_an_answer_is_the_same_as_without_what_was_kept(model):
             text = "".join(turn)
     assert turn.completion.stats.prompt_tokens < len(turn.completion.prompt)
     model.session.clear()
-    again = Completion(model, turn.completion.prompt, Sampler(GREEDY), 24)
+    again = Completion(model.session, model.tokenizer, turn.completion.prompt, Sampler(GREEDY), 24)
     assert "".join(again) == text
     assert again.tokens == turn.completion.tokens
     assert again.stats.prompt_tokens == len(again.prompt)
@@ -317,17 +317,17 @@ def test_a_model_without_a_template_is_stopped_where_it_speaks_for_the_user(
 
 def test_an_empty_prompt_is_an_error(model):
     with pytest.raises(Error, match="empty"):
-        Completion(model, [], Sampler(GREEDY))
+        Completion(model.session, model.tokenizer, [], Sampler(GREEDY))
 
 
 def test_a_completion_knows_its_rates(model):
-    completion = Completion(model, [1, 2, 3], Sampler(GREEDY), 4)
+    completion = Completion(model.session, model.tokenizer, [1, 2, 3], Sampler(GREEDY), 4)
     list(completion)
     assert completion.rate > 0
     assert completion.prompt_rate > 0
     assert completion.stats.prompt_tokens == 3
     assert completion.stats.tokens == 3  # the fourth was chosen, not run
-    one = Completion(model, [1, 2, 3], Sampler(GREEDY), 1)
+    one = Completion(model.session, model.tokenizer, [1, 2, 3], Sampler(GREEDY), 1)
     list(one)
     assert one.rate is None
     assert one.first_token_s > 0

@@ -66,14 +66,14 @@ def test_windows_that_predict_nothing_are_refused(paths):
     with q4run.load(paths[0]) as model:
         windows = cut_windows(model.tokenizer, model.tokenize(TEXT), 3)
         with pytest.raises(q4run.Error, match="3 tokens predict nothing"):
-            measure(model, windows)
+            measure(model.session, windows)
 
 
 @pytest.mark.parametrize("n_context", [CONTEXT, 23, 4])
 def test_perplexity_is_the_exponential_of_the_mean_loss(paths, n_context):
     with q4run.load(paths[0], context=n_context) as model:
         windows = cut_windows(model.tokenizer, model.tokenize(TEXT, special=True), n_context)
-        report = measure(model, windows)
+        report = measure(model.session, windows)
         logs, targets = expected(model, windows)
     losses = -logs[np.arange(len(targets)), targets]
     assert report.tokens == len(targets)
@@ -86,7 +86,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(paths, n_context):
 def test_divergence_is_from_the_base_to_the_model(paths):
     with q4run.load(paths[0], context=CONTEXT) as model, q4run.load(paths[1]) as base:
         windows = cut_windows(model.tokenizer, model.tokenize(TEXT, special=True), CONTEXT)
-        report = measure(model, windows, base)
+        report = measure(model.session, windows, base.session)
         ours, targets = expected(model, windows)
         theirs, _ = expected(base, windows)
     divergence = (np.exp(theirs) * (theirs - ours)).sum(axis=1)
@@ -103,7 +103,7 @@ def test_divergence_is_from_the_base_to_the_model(paths):
 def test_a_model_is_no_distance_from_itself(paths):
     with q4run.load(paths[0]) as model, q4run.load(paths[0]) as same:
         windows = cut_windows(model.tokenizer, model.tokenize(TEXT, special=True), CONTEXT)
-        report = measure(model, windows, same)
+        report = measure(model.session, windows, same.session)
     assert (report.ratio.value, report.kl.value, report.top1_agreement.value) == (1, 0, 1)
 
 
@@ -171,5 +171,5 @@ def test_the_figure_is_llama_perplexitys(shared_data, tmp_path):
     convert(checkpoint, path, type="f16")
     with q4run.load(path, context=512) as model:
         ids = model.tokenize((checkpoint / "valid.txt").read_text(), special=True)
-        report = measure(model, cut_windows(model.tokenizer, ids, 512))
+        report = measure(model.session, cut_windows(model.tokenizer, ids, 512))
     assert report.perplexity.value == pytest.approx(9.161, abs=0.02)

@@ -49,5 +49,6 @@ def greedy(
         if raw is None:
             raw = model.template.render([{"role": "user", "content": prompt}])
         ids = model.tokenize(raw, special=True)
-        completion = Completion(model, ids, Sampler(SamplingParameters(temperature=0.0)), n_tokens)
+        sampler = Sampler(SamplingParameters(temperature=0.0))
+        completion = Completion(model.session, model.tokenizer, ids, sampler, n_tokens)
         return "".join(completion)

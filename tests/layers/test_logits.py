@@ -102,7 +102,7 @@ def test_every_io_method_gives_the_same_bits(io, gguf_of):
 @pytest.mark.parametrize("name", ["llama4_scout", "mixtral_top_2", "llama_mha_odd"])
 def test_any_number_of_threads_gives_the_same_bits(name, gguf_of, monkeypatch):
     """More than this machine has cores, too; with every expert in RAM and with two."""
-    monkeypatch.setattr("q4run.model.choose_threads", lambda threads: threads)
+    monkeypatch.setattr("q4run.loading.choose_threads", lambda threads: threads)
     case = next(case for case in CASES if case.name == name)
     path, logits = gguf_of(case), []
     with q4run.load(path, context=64, threads=1) as model:
