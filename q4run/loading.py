@@ -56,15 +56,10 @@ def load(
 ) -> Model:
     """Opens a GGUF model for use; close it, or use it as a context manager.
 
-    ram_budget: bytes, or ``"6GiB"``, ``"500M"``, or ``"50%"`` of this machine's RAM; None takes a
-    share of what is free. It bounds all that the process holds beyond the fixed allowance for the
-    interpreter (``q4run.budget.INTERPRETER_ALLOWANCE``). threads: None is one per physical core
-    (``q4run.machine.cores.choose_threads``). context: None is 4096 tokens, or what the model was
-    trained on where that is less. kv_type: ``f16``, ``f32`` or ``q8_0``. progress: is called with
-    each stage of loading, its steps done, and all its steps. cache: which expert leaves when a slot
-    is wanted, ``layers`` or ``lru``. prefetch: whether experts are read because the next layer will
-    likely want them: ``always``, ``never``, or ``auto``, which finds out what is faster. trace: a
-    file that gets which experts each layer used. Raises ``q4run.Error`` and its kinds.
+    The keywords are the fields of ``Settings``, which says what each means: among them
+    ``ram_budget``, bytes or ``"6GiB"`` or ``"50%"``, and ``kv_type``, ``f16``, ``f32`` or ``q8_0``.
+    ``progress`` is called with each stage of loading, its steps done, and all its steps. Raises
+    ``q4run.Error`` and its kinds.
     """
     settings = Settings(
         ram_budget=ram_budget,
@@ -74,7 +69,7 @@ def load(
         kv_type=kv_type,
         cache=cache,
         prefetch=prefetch,
-        trace=None if trace is None else Path(trace),
+        trace=trace,
     )
     return open_model(path, settings, progress)
 
@@ -99,7 +94,7 @@ def open_model(
     )
     with ExitStack() as opened:
         # A file that cannot be written is an error before kernels are compiled.
-        trace = _open_trace(settings.trace, config) if settings.trace else None
+        trace = _open_trace(Path(settings.trace), config) if settings.trace is not None else None
         if trace:
             opened.callback(trace.close)
         free_bytes = available_memory() - plan.total
