@@ -19,6 +19,7 @@ from q4run.errors import Error
 if TYPE_CHECKING:
     from q4run.generation.completion import Completion
     from q4run.generation.conversation import Conversation
+    from q4run.model import Model
 
 
 def chat(
@@ -86,7 +87,7 @@ def chat(
             print(json.dumps({"model": str(opened.path), "messages": conversation.messages}))
 
 
-def _converse(conversation: Conversation, stream: TextIO, *, stats: bool) -> None:
+def _converse(conversation: Conversation[Model], stream: TextIO, *, stats: bool) -> None:
     """Answers until the input ends or /quit. At a terminal, errors and Ctrl-C end but one turn."""
     from q4run.generation.conversation import MessageTooLongError
 
@@ -113,7 +114,9 @@ def _converse(conversation: Conversation, stream: TextIO, *, stats: bool) -> Non
         show_experts(conversation.model)
 
 
-def _answer(conversation: Conversation, message: str, stream: TextIO, *, stats: bool) -> None:
+def _answer(
+    conversation: Conversation[Model], message: str, stream: TextIO, *, stats: bool
+) -> None:
     """One turn: its text to ``stream``, what is to be said about it to standard error."""
     writer = AnswerWriter(stream)
     with conversation.ask(message) as turn:

@@ -15,6 +15,7 @@ from q4run.cli.terminal import note, printable, stderr_console, warn
 if TYPE_CHECKING:
     from q4run.generation.conversation import Conversation
     from q4run.generation.stats import Stats
+    from q4run.model import Model
 
 
 class Command(NamedTuple):
@@ -22,10 +23,10 @@ class Command(NamedTuple):
 
     argument: str
     does: str
-    action: Callable[[Conversation, str, Stats], None]
+    action: Callable[[Conversation[Model], str, Stats], None]
 
 
-def execute(line: str, conversation: Conversation, stats_before: Stats) -> bool:
+def execute(line: str, conversation: Conversation[Model], stats_before: Stats) -> bool:
     """Does what a line that begins with a slash says; False where the chat is over.
 
     Raises Error for files that cannot be read or written.
@@ -40,7 +41,7 @@ def execute(line: str, conversation: Conversation, stats_before: Stats) -> bool:
     return True
 
 
-def _help(conversation: Conversation, argument: str, stats_before: Stats) -> None:
+def _help(conversation: Conversation[Model], argument: str, stats_before: Stats) -> None:
     rows = [(f"/{name} {command.argument}", command.does) for name, command in COMMANDS.items()]
     rows += [
         ("Enter", "send; Alt-Enter begins a new line"),
@@ -50,13 +51,13 @@ def _help(conversation: Conversation, argument: str, stats_before: Stats) -> Non
     _print_table(rows)
 
 
-def _reset(conversation: Conversation, argument: str, stats_before: Stats) -> None:
+def _reset(conversation: Conversation[Model], argument: str, stats_before: Stats) -> None:
     conversation.start_anew(conversation.system)
     kept = "; the system message stays" if conversation.system else ""
     note(f"The conversation begins anew{kept}.")
 
 
-def _system(conversation: Conversation, argument: str, stats_before: Stats) -> None:
+def _system(conversation: Conversation[Model], argument: str, stats_before: Stats) -> None:
     if not argument:
         note(f"System message: {conversation.system or 'none'}")
     elif argument in ('""', "''"):
@@ -67,7 +68,7 @@ def _system(conversation: Conversation, argument: str, stats_before: Stats) -> N
         note("The system message is set, from the next message on.")
 
 
-def _save(conversation: Conversation, argument: str, stats_before: Stats) -> None:
+def _save(conversation: Conversation[Model], argument: str, stats_before: Stats) -> None:
     from q4run.generation.conversation_file import save_chat
 
     if not argument:
@@ -78,7 +79,7 @@ def _save(conversation: Conversation, argument: str, stats_before: Stats) -> Non
     note(f"Saved {_exchanges(conversation)} to {path}.")
 
 
-def _load(conversation: Conversation, argument: str, stats_before: Stats) -> None:
+def _load(conversation: Conversation[Model], argument: str, stats_before: Stats) -> None:
     from q4run.generation.conversation_file import load_chat
 
     if not argument:
@@ -90,12 +91,12 @@ def _load(conversation: Conversation, argument: str, stats_before: Stats) -> Non
     note(f"Loaded {_exchanges(conversation)}{system} from {path}.")
 
 
-def _exchanges(conversation: Conversation) -> str:
+def _exchanges(conversation: Conversation[Model]) -> str:
     count = len(conversation.exchanges)
     return f"{count} exchange" + "s" * (count != 1)
 
 
-def _stats(conversation: Conversation, argument: str, stats_before: Stats) -> None:
+def _stats(conversation: Conversation[Model], argument: str, stats_before: Stats) -> None:
     from q4run.sizes import format_size
 
     model = conversation.model
@@ -133,7 +134,7 @@ def _print_table(rows: list[tuple[str, str]]) -> None:
     stderr_console().print(table)
 
 
-def _quit(conversation: Conversation, argument: str, stats_before: Stats) -> None:
+def _quit(conversation: Conversation[Model], argument: str, stats_before: Stats) -> None:
     """In the list for /help; ``execute`` ends the chat."""
 
 

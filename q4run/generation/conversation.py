@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from q4run.errors import Error
 from q4run.generation.completion import Completion, Finish
@@ -164,7 +164,7 @@ class Turn:
 
     def __init__(
         self,
-        conversation: Conversation,
+        conversation: Conversation[Any],
         message: str,
         prompt: str,
         n_dropped: int,
