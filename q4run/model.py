@@ -19,8 +19,8 @@ from q4run.disk.auto import choose_method
 from q4run.disk.methods import METHODS
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
-from q4run.experts.policies import DEFAULT_CACHE, POLICIES
-from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
+from q4run.experts.policies import DEFAULT_CACHE
+from q4run.experts.prefetch import DEFAULT_PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.generation.sampler import Sampler, SamplingParameters
@@ -30,10 +30,10 @@ from q4run.kernels.formats import Format, find_format
 from q4run.kernels.prepare import prepare
 from q4run.layers.decoder import Transformer
 from q4run.machine.cores import choose_threads
-from q4run.machine.memory import available_memory, peak_rss, total_memory
+from q4run.machine.memory import available_memory, peak_rss
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
-from q4run.sizes import parse_size
+from q4run.settings import Settings
 from q4run.text.chat_template import ChatTemplate, load_chat_template
 from q4run.text.stream import TextStream
 from q4run.text.tokenizer import Tokenizer, load_tokenizer
@@ -114,18 +114,7 @@ def load(
     faster. trace: a file that gets which experts each layer used. Raises ``q4run.Error`` and its
     kinds.
     """
-    if kv_type not in KV_TYPES:
-        raise Error(f"there is no KV type '{kv_type}'; choose {' or '.join(KV_TYPES)}")
-    if cache not in POLICIES:
-        raise Error(f"there is no cache policy '{cache}'; choose {' or '.join(POLICIES)}")
-    if prefetch not in PREFETCH:
-        raise Error(f"there is no prefetch '{prefetch}'; choose {' or '.join(PREFETCH)}")
-    if context is not None and context < 1:
-        raise Error(f"a context of {context} tokens holds nothing: give at least 1")
-    if isinstance(ram_budget, str):
-        ram_budget = parse_size(ram_budget, total_memory())
-    elif ram_budget is not None and ram_budget <= 0:
-        raise Error(f"a RAM budget of {ram_budget} bytes is nothing: give at least 1M")
+    settings = Settings(ram_budget, threads, io, context, kv_type, cache, prefetch, trace)
     threads = choose_threads(threads)
     started = time.perf_counter()
     file = open_gguf(path)
@@ -134,7 +123,7 @@ def load(
         context = min(DEFAULT_CONTEXT, config.context_length)
     layout = read_layout(file, config)
     plan = plan_memory(
-        file, config, layout, ram_budget=ram_budget, context=context, kv_type=kv_type
+        file, config, layout, ram_budget=settings.budget_bytes, context=context, kv_type=kv_type
     )
     # A name that cannot be written is told of before kernels are compiled.
     writer = _open_trace(Path(trace), config) if trace is not None else None

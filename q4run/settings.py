@@ -6,19 +6,17 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from q4run.disk.methods import METHODS
+from q4run.disk.methods import AUTO, METHODS
 from q4run.errors import Error
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
-from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
+from q4run.experts.prefetch import DEFAULT_PREFETCH, PREFETCH
 from q4run.machine.memory import total_memory
 from q4run.sizes import parse_size
-
-AUTO_IO = "auto"
 
 
 def io_names() -> list[str]:
     """Returns what ``io`` may be: ``auto`` and the names of the I/O methods."""
-    return [AUTO_IO, *METHODS]
+    return [AUTO, *METHODS]
 
 
 def kv_kinds() -> list[str]:
@@ -43,7 +41,7 @@ class Settings:
 
     ram_budget: str | int | None = None
     threads: int | None = None
-    io: str = AUTO_IO
+    io: str = AUTO
     context: int | None = None
     kv_type: str = "f16"
     cache: str = DEFAULT_CACHE

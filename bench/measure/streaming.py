@@ -37,7 +37,7 @@ from q4run.cli.terminal import Waiting, warn
 from q4run.disk.methods import METHODS
 from q4run.errors import Error
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
-from q4run.experts.prediction import DEFAULT_PREFETCH, PREFETCH
+from q4run.experts.prefetch import DEFAULT_PREFETCH, PREFETCH
 from q4run.sizes import format_size
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from q4run.disk.methods import METHODS
+from q4run.disk.methods import AUTO
 from q4run.disk.speed import (
     CANDIDATES,
     FEWEST_BYTES,
@@ -18,9 +18,6 @@ from q4run.disk.speed import (
     best_direct,
     known_speeds,
 )
-from q4run.errors import Error
-
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -40,15 +37,13 @@ class Choice:
 def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes: int) -> Choice:
     """The I/O method for a model's files.
 
-    name: what was asked for; all_in_ram: whether every expert gets a slot; free_bytes: of memory
-    beside the budget. Raises Error for unknown names.
+    name: ``AUTO``, or the method that was asked for; all_in_ram: whether every expert gets a slot;
+    free_bytes: of memory beside the budget.
     """
     n_bytes = sum(path.stat().st_size for path in paths)
     fits = n_bytes <= free_bytes
-    if name in METHODS:
-        return Choice(name, "", keep_cached=fits)
     if name != AUTO:
-        raise Error(f"there is no I/O method '{name}'; choose {AUTO}, {', '.join(METHODS)}")
+        return Choice(name, "", keep_cached=fits)
     if all_in_ram:
         return Choice("pread", "every expert stays in RAM and is read once", keep_cached=fits)
     if fits:

@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-PREFETCH = ("auto", "always", "never")
-DEFAULT_PREFETCH = "auto"
-
 # A guess is read if those like it were right at least this often.
 _LIKELY = 0.5
 # How far, in standard deviations of the logits, a guess leads what would not be used: the classes

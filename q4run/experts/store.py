@@ -16,7 +16,8 @@ from q4run.disk.speed import MOST_READERS, N_READERS, PIECE_BYTES
 from q4run.experts.filling import Filler, Piece, cut_into_pieces
 from q4run.experts.layout import ExpertLayout
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES, Key
-from q4run.experts.prediction import DEFAULT_PREFETCH, Prediction
+from q4run.experts.prediction import Prediction
+from q4run.experts.prefetch import DEFAULT_PREFETCH
 from q4run.experts.readers import Fill, Readers
 from q4run.experts.request import Request
 from q4run.experts.slots import Slots

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from q4run.disk.pread import Pread
+from q4run.disk.methods.pread import Pread
 from q4run.disk.speed import N_READERS
 from q4run.experts.layout import ExpertLayout, ExpertMatrix
 from q4run.experts.store import ExpertStore

@@ -127,8 +127,8 @@ def test_results_add_up():
     trace = made_trace(3, 8, 2, 100)
     results = measure(trace, [0.25, 1.0], in_flight=4)
     assert [(one.policy, one.n_slots) for one in results[:4]] == [
-        ("lru", 6),
         ("layers", 6),
+        ("lru", 6),
         (cache.OPTIMAL, 6),
         (cache.EVEN, 6),
     ]

@@ -51,11 +51,6 @@ def test_what_is_asked_for_is_taken(model, speeds):
     assert not speeds[1]
 
 
-def test_an_unknown_method_is_an_error(model):
-    with pytest.raises(Error, match="no I/O method 'floppy'; choose auto, pread, direct, mmap"):
-        choose_method("floppy", [model], False, 0)
-
-
 def test_what_fits_into_memory_is_read_through_the_page_cache(model, speeds):
     size = model.stat().st_size
     assert choose_method("auto", [model], True, 0).method == "pread"

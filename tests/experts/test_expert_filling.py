@@ -13,7 +13,7 @@ from q4run.errors import FormatError
 from q4run.experts import filling
 from q4run.experts.filling import buffer_bytes, cut_into_pieces, reader_bytes
 from q4run.experts.layout import ExpertLayout, ExpertMatrix, read_layout
-from q4run.experts.policies import LeastRecentlyUsed
+from q4run.experts.policies.lru import LeastRecentlyUsed
 from q4run.experts.slots import Slots
 from q4run.experts.store import ExpertStore
 from q4run.kernels.formats import find_format

@@ -4,7 +4,9 @@ import random
 
 import pytest
 
-from q4run.experts.policies import POLICIES, Key, LayerOrder, LeastRecentlyUsed, Policy
+from q4run.experts.policies import POLICIES, Key, Policy
+from q4run.experts.policies.layers import LayerOrder
+from q4run.experts.policies.lru import LeastRecentlyUsed
 
 
 @pytest.fixture(params=POLICIES)

@@ -17,7 +17,7 @@ from q4run.disk.methods import METHODS
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
 from q4run.experts.policies import POLICIES
-from q4run.experts.prediction import PREFETCH
+from q4run.experts.prefetch import PREFETCH
 from q4run.experts.store import ExpertStore
 from q4run.experts.trace import TraceWriter
 from q4run.gguf_file import open_gguf

@@ -6,7 +6,7 @@ from helpers.tiny_checkpoints import CASES, make_checkpoint
 
 from q4run.cache.keys_values import KVCache
 from q4run.convert import convert
-from q4run.disk.pread import Pread
+from q4run.disk.methods.pread import Pread
 from q4run.errors import Error
 from q4run.experts.layout import read_layout
 from q4run.experts.store import ExpertStore

@@ -38,3 +38,6 @@ class Pread:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
+
+
+METHOD = Pread

@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
-from q4run.disk.pread import Pread
+from q4run.disk.methods.pread import Pread
 
 
 class Mapped(Pread):
@@ -26,3 +26,6 @@ class Mapped(Pread):
     def close(self) -> None:
         self._maps.clear()
         super().close()
+
+
+METHOD = Mapped

@@ -1,18 +1,12 @@
-"""Which expert leaves when a slot is wanted: cache policies, chosen by name.
-
-``bench/measure/cache.py`` replays recorded routing against all of them, with the optimum beside
-them.
-"""
+"""The expert leaves that the layers' order and its own habits say is needed again last."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence, Set
-from typing import Protocol
+from collections.abc import Sequence, Set
 
 import numpy as np
 
-Key = tuple[int, int]  # layer, expert
+from q4run.experts.policies import Key
 
 # Measured on the routing of a trained Llama 4 (tiny) and on generated traces: passes that the
 # averages go back, the share of the short one, and how much more a certain pass of waiting counts
@@ -22,43 +16,6 @@ _SHORT = 2.0
 _RECENCY = 0.15
 _CERTAINTY = 10.0
 _MOST_PASSES = 1e9
-
-
-class Policy(Protocol):
-    """Told of every request and of every expert that comes and goes; names the next to go."""
-
-    def use(self, layer: int, experts: Sequence[int]) -> None:
-        """A layer wants these experts now, in RAM or not: once per request, before its victims."""
-
-    def add(self, key: Key) -> None:
-        """An expert has got a slot, wanted or read ahead."""
-
-    def remove(self, key: Key) -> None:
-        """An expert has lost its slot: as a victim, or because its bytes did not arrive."""
-
-    def victim(self, held: Set[Key]) -> Key | None:
-        """Who is to go next, none of ``held``; None where all are. It stays until ``remove``."""
-
-
-class LeastRecentlyUsed:
-    """The baseline. Hits nothing where more experts are walked in a cycle than there are slots."""
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[Key, None] = OrderedDict()  # least recently used first
-
-    def use(self, layer: int, experts: Sequence[int]) -> None:
-        for expert in experts:
-            if (layer, expert) in self._order:
-                self._order.move_to_end((layer, expert))
-
-    def add(self, key: Key) -> None:
-        self._order[key] = None
-
-    def remove(self, key: Key) -> None:
-        del self._order[key]
-
-    def victim(self, held: Set[Key]) -> Key | None:
-        return next((key for key in self._order if key not in held), None)
 
 
 class LayerOrder:
@@ -108,9 +65,4 @@ class LayerOrder:
         return layer, expert
 
 
-POLICIES: dict[str, Callable[[int, int], Policy]] = {
-    "lru": lambda n_layer, n_expert: LeastRecentlyUsed(),
-    "layers": LayerOrder,
-}
-"""By name: makes the policy of a model with so many layers, of so many experts at most."""
-DEFAULT_CACHE = "layers"
+make_policy = LayerOrder

@@ -1,12 +1,13 @@
-"""The ways to bring bytes from disk into RAM, by the names of ``--io``."""
+"""The ways to bring bytes from disk into RAM: a file each, under its ``--io`` name.
 
-from collections.abc import Iterable
+A file holds a ``METHOD``: what opens files for reading, most simply a class.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from q4run.disk.direct import Direct
-from q4run.disk.mmap import Mapped
-from q4run.disk.pread import Pread
+from q4run.registry import Registry
 
 
 class ReadMethod(Protocol):
@@ -24,13 +25,11 @@ class ReadMethod(Protocol):
         """Lets go of the files."""
 
 
-class _Open(Protocol):
+class OpenFiles(Protocol):
+    """Opens files. Without ``keep_cached``, what was read leaves the page cache at once."""
+
     def __call__(self, paths: Iterable[Path], *, keep_cached: bool = True) -> ReadMethod: ...
 
 
-METHODS: dict[str, _Open] = {
-    "pread": Pread,
-    "direct": Direct,
-    "mmap": Mapped,
-}
-"""By name: opens files. Without ``keep_cached``, what was read leaves the page cache at once."""
+METHODS: Mapping[str, OpenFiles] = Registry(__name__, "METHOD")
+AUTO = "auto"  # stands for the method that suits the disk, see ``disk.auto``

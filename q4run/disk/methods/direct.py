@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from q4run.disk.pread import Pread
+from q4run.disk.methods.pread import Pread
 
 _F_NOCACHE = 48  # macOS's <sys/fcntl.h>; Python's fcntl has no name for it everywhere
 
@@ -35,3 +35,6 @@ class Direct(Pread):
 
             fcntl.fcntl(file, _F_NOCACHE, 1)
         return file
+
+
+METHOD = Direct
