@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from q4run import __version__
 from q4run.cli.errors import reporting_errors, show_tracebacks
+from q4run.cli.groups import flatten
 
 # name: what the verb does, in the list of verbs. Its function is q4run.cli.NAME.NAME.
 VERBS = {
@@ -68,7 +69,7 @@ class _Verbs(TyperGroup):
 def _load_verb(name: str) -> Any:
     """The command for ``q4run.cli.NAME.NAME``, with --debug among its options."""
     verb = getattr(importlib.import_module(f"q4run.cli.{name}"), name)
-    command = _command(name, reporting_errors(verb))
+    command = _command(name, reporting_errors(flatten(verb)))
     command.params += _command("debug", _debug_option).params
     return command
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,39 +15,41 @@ from q4run.cli.opening import model_in_the_box
 from q4run.cli.terminal import Waiting
 from q4run.errors import Error
 from q4run.machine.memory import total_memory
+from q4run.settings import Settings
 from q4run.sizes import parse_size
 
-Context = Annotated[
-    int | None,
-    typer.Option(
-        "--context",
-        metavar="N",
-        min=1,
-        help="Tokens there is room for. Not given: prompt and decoded tokens together.",
-        rich_help_panel="Memory and speed",
-        show_default=False,
-    ),
-]
+_SETTINGS = options.settings_options(
+    "ram_budget",
+    "threads",
+    "context",
+    "io",
+    "cache",
+    "prefetch",
+    "kv_type",
+    context="Tokens there is room for. Not given: prompt and decoded tokens together.",
+)
 
 
-class Peer(StrEnum):
+class Program(StrEnum):
     """The programs to compare with."""
 
     LLAMA_CPP = "llama.cpp"
 
 
-def bench(
-    model: options.ModelFile = None,
+@dataclass(frozen=True)
+class Runs:
+    """What each process does, and how many there are."""
+
     prompt_tokens: Annotated[
         int,
         typer.Option(
             "--prompt-tokens", "-p", metavar="TOKENS", min=1, help="Tokens of the prompt."
         ),
-    ] = 512,
+    ] = 512
     tokens: Annotated[
         int,
         typer.Option("--tokens", "-n", metavar="TOKENS", min=1, help="Tokens to decode after it."),
-    ] = 64,
+    ] = 64
     runs: Annotated[
         int,
         typer.Option(
@@ -56,21 +58,37 @@ def bench(
             min=1,
             help="Runs, each in a process of its own; medians, least and most are told.",
         ),
-    ] = 3,
+    ] = 3
     cold: Annotated[
         bool, typer.Option("--cold", help="Only what a fresh process does with nothing in RAM.")
-    ] = False,
+    ] = False
     warm: Annotated[
         bool, typer.Option("--warm", help="Only what it does once everything has run before.")
-    ] = False,
+    ] = False
+
+    @property
+    def n_tokens(self) -> int:
+        """The tokens of prompt and continuation together."""
+        return self.prompt_tokens + self.tokens
+
+    def starts(self, *, limited: bool) -> tuple[bool, bool]:
+        """Returns whether cold starts count, and whether warm ones do."""
+        neither = not (self.cold or self.warm)
+        return self.cold or neither, self.warm or (neither and not limited)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What q4run is compared with, and within which memory."""
+
     vs: Annotated[
-        Peer | None,
+        Program | None,
         typer.Option(
             "--vs",
             help="Run this program on the same file too, in turn, each run in its own process.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     peer_python: Annotated[
         str | None,
         typer.Option(
@@ -79,7 +97,7 @@ def bench(
             help="A Python that has llama-cpp-python. Not given: the one that runs q4run.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     limit: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +108,18 @@ def bench(
             " without repacking.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
+
+    @property
+    def python(self) -> str | None:
+        """The Python that runs the other program; None where there is none."""
+        return None if self.vs is None else self.peer_python or sys.executable
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written beside the figures."""
+
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -100,7 +129,7 @@ def bench(
             " and read, when, for https://ui.perfetto.dev, and draw it here.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -110,15 +139,31 @@ def bench(
             " (.png, .svg, .pdf).",
             show_default=False,
         ),
-    ] = None,
+    ] = None
+
+    def check(self) -> None:
+        """Raises Error for what cannot be written: before anything is measured for minutes."""
+        from q4run.bench.figures.outputs import check_writable
+
+        if self.trace is not None:
+            from q4run.bench.view.chrome_trace import BEGINS
+
+            check_writable(self.trace, begins=BEGINS)
+        if self.plot is not None:
+            from q4run.bench.view.plot import check_can_plot
+
+            check_can_plot(self.plot)
+            check_writable(self.plot)
+
+
+def bench(
+    *,
+    model: options.ModelFile = None,
+    runs: Runs,
+    comparison: Comparison,
+    outputs: Outputs,
     json_output: options.Json = False,
-    ram_budget: options.RamBudget = None,
-    threads: options.Threads = None,
-    context: Context = None,
-    io: options.IOMethod = options.IO.AUTO,
-    cache: options.CachePolicy = options.Cache.LAYERS,
-    prefetch: options.PrefetchGuesses = options.Prefetch.AUTO,
-    kv_type: options.KV = options.KVType.F16,
+    settings: Annotated[Settings, _SETTINGS],
 ) -> None:
     """Measure speed, memory and bytes read, cold and warm; compare them with llama.cpp's.
 
@@ -133,32 +178,28 @@ def bench(
       q4run bench model.gguf --warm --vs llama.cpp --threads 4
       q4run bench model.gguf --vs llama.cpp --limit 3G --peer-python ~/llama/bin/python
     """
-    limit_bytes = _parse_limit(limit)
-    context = context or prompt_tokens + tokens
-    if context < prompt_tokens + tokens:
-        raise typer.BadParameter(
-            f"{prompt_tokens + tokens} tokens do not fit into --context {context}"
-        )
-    _check_outputs(trace, plot)
+    limit = _parse_limit(comparison.limit)
+    context = settings.context or runs.n_tokens
+    if context < runs.n_tokens:
+        raise typer.BadParameter(f"{runs.n_tokens} tokens do not fit into --context {context}")
+    outputs.check()
     from q4run.bench.measure import compare, speed
     from q4run.cli.bench_report import draw, report
 
     model = model or model_in_the_box()
-    ids = speed.choose_tokens(model, prompt_tokens, tokens)
-    peer = "" if vs is None else compare.check_peer(peer_python or sys.executable)
-    neither = not (cold or warm)
-    is_cold = cold or neither
-    is_warm = warm or (neither and limit is None)
+    ids = speed.choose_tokens(model, runs.prompt_tokens, runs.tokens)
+    peer = compare.check_peer(comparison.python) if comparison.python else ""
+    is_cold, is_warm = runs.starts(limited=limit is not None)
     request = compare.Request(
         str(model),
         *ids,
         context=context,
-        threads=threads,
-        kv_type=kv_type.value,
-        io=io.value,
-        cache=cache.value,
-        prefetch=prefetch.value,
-        ram_budget=ram_budget,
+        threads=settings.threads,
+        kv_type=settings.kv_type,
+        io=settings.io,
+        cache=settings.cache,
+        prefetch=settings.prefetch,
+        ram_budget=settings.ram_budget,
         warm_up=not is_cold,
         passes=2 if is_cold and is_warm else 1,
     )
@@ -166,33 +207,18 @@ def bench(
         compare.compile_kernels(request, waiting.update)
         results = compare.run_in_turn(
             request,
-            runs=runs,
-            peer_python=None if vs is None else peer_python or sys.executable,
-            limit=limit_bytes,
+            runs=runs.runs,
+            peer_python=comparison.python,
+            limit=limit,
             progress=lambda name, done, total: waiting.update(f"measuring {name}", done, total),
         )
         recording = None
-        if trace or plot:
-            waiting.update("recording", runs, runs)
-            recording = compare.record(replace(request, warm_up=is_warm), limit_bytes)
+        if outputs.trace or outputs.plot:
+            waiting.update("recording", runs.runs, runs.runs)
+            recording = compare.record(replace(request, warm_up=is_warm), limit)
     starts = report(results, json_output, peer)
     if recording:
-        draw(recording, starts, trace, plot, json_output)
-
-
-def _check_outputs(trace: Path | None, plot: Path | None) -> None:
-    """Before anything is measured for minutes."""
-    from q4run.bench.figures.outputs import check_writable
-
-    if trace is not None:
-        from q4run.bench.view.chrome_trace import BEGINS
-
-        check_writable(trace, begins=BEGINS)
-    if plot is not None:
-        from q4run.bench.view.plot import check_can_plot
-
-        check_can_plot(plot)
-        check_writable(plot)
+        draw(recording, starts, outputs.trace, outputs.plot, json_output)
 
 
 def _parse_limit(text: str | None) -> int | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def chat(
+    *,
     model: options.ModelFile = None,
     system: options.System = None,
     tokens: Annotated[
@@ -37,20 +38,8 @@ def chat(
     ] = None,
     json_output: options.Json = False,
     stats: options.Stats = False,
-    temp: options.Temperature = options.DEFAULT_TEMPERATURE,
-    top_k: options.TopK = options.DEFAULT_TOP_K,
-    top_p: options.TopP = options.DEFAULT_TOP_P,
-    min_p: options.MinP = options.DEFAULT_MIN_P,
-    repeat_penalty: options.RepeatPenalty = 1.0,
-    seed: options.Seed = None,
-    ram_budget: options.RamBudget = None,
-    threads: options.Threads = None,
-    context: options.Context = None,
-    io: options.IOMethod = options.IO.AUTO,
-    cache: options.CachePolicy = options.Cache.LAYERS,
-    prefetch: options.PrefetchGuesses = options.Prefetch.AUTO,
-    trace: options.Trace = None,
-    kv_type: options.KV = options.KVType.F16,
+    sampling: options.Sampling,
+    settings: options.ModelSettings,
 ) -> None:
     """Talk to a model.
 
@@ -64,23 +53,12 @@ def chat(
       q4run chat model.gguf --ram-budget 50% --stats
       echo "Why is the sky blue?" | q4run chat model.gguf > answer.txt
     """
-    parameters = options.sampling_parameters(temp, top_k, top_p, min_p, repeat_penalty, seed)
-    with open_model(
-        model,
-        ram_budget=ram_budget,
-        threads=threads,
-        context=context,
-        io=io,
-        kv_type=kv_type,
-        cache=cache,
-        prefetch=prefetch,
-        trace=trace,
-    ) as opened:
+    with open_model(model, settings) as opened:
         from q4run.generation.conversation import Conversation
 
         if opened.template is None:
             note(f"{opened.path.name} has no chat template: it may not know how to converse.")
-        conversation = Conversation(opened, parameters, system=system, max_tokens=tokens)
+        conversation = Conversation(opened, sampling, system=system, max_tokens=tokens)
         _converse(conversation, sys.stderr if json_output else sys.stdout, stats=stats)
         if json_output:
             print(json.dumps({"model": str(opened.path), "messages": conversation.messages}))

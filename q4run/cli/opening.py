@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q4run import box
-from q4run.cli import options
 from q4run.cli.terminal import Patience, Waiting, note, quiet_line
 
 if TYPE_CHECKING:
     from q4run.model import Model
+    from q4run.settings import Settings
 
 
 @contextmanager
-def open_model(
-    path: Path | None,
-    *,
-    ram_budget: str | None,
-    threads: int | None,
-    context: int | None,
-    io: options.IO,
-    kv_type: options.KVType,
-    cache: options.Cache = options.Cache.LAYERS,
-    prefetch: options.Prefetch = options.Prefetch.AUTO,
-    trace: Path | None = None,
-) -> Iterator[Model]:
+def open_model(path: Path | None, settings: Settings) -> Iterator[Model]:
     """Loads a model while a progress line shows how far it is, says what was chosen, closes it.
 
     Without a path it is the model in the box.
@@ -43,14 +33,7 @@ def open_model(
 
         model = load(
             path,
-            ram_budget=ram_budget,
-            threads=threads,
-            io=io.value,
-            context=context,
-            kv_type=kv_type.value,
-            cache=cache.value,
-            prefetch=prefetch.value,
-            trace=trace,
+            **asdict(settings),
             progress=lambda stage, done, total: waiting.update(
                 stages.get(stage, stage), done, total
             ),

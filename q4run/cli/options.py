@@ -1,52 +1,29 @@
-"""The options that the verbs which load a model have in common."""
+"""The options that several verbs have in common: single ones, and the groups that make a value."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+import inspect
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from q4run.cli.groups import Group, Options, choice, option
 from q4run.errors import Error
+from q4run.experts.policies import POLICIES
+from q4run.experts.prefetch import PREFETCH
+from q4run.settings import Settings, io_names, kv_kinds
 
 if TYPE_CHECKING:
     from q4run.generation.sampler import SamplingParameters
 
 _MODEL_PANEL = "Memory and speed"
 _SAMPLING_PANEL = "Sampling"
-
-
-class IO(StrEnum):
-    """The ways to bring experts from disk."""
-
-    AUTO = "auto"
-    MMAP = "mmap"
-    PREAD = "pread"
-    DIRECT = "direct"
-
-
-class Cache(StrEnum):
-    """Which expert leaves RAM when another needs its place."""
-
-    LAYERS = "layers"
-    LRU = "lru"
-
-
-class Prefetch(StrEnum):
-    """Whether experts are read because the next layer will likely want them."""
-
-    AUTO = "auto"
-    ALWAYS = "always"
-    NEVER = "never"
-
-
-class KVType(StrEnum):
-    """What the keys and values of the conversation are held as."""
-
-    F16 = "f16"
-    F32 = "f32"
-    Q8_0 = "q8_0"
+_CONTEXT = (
+    "Tokens to keep in mind, prompt and answer together; takes RAM. Not given: 4096, or what the"
+    " model was trained on where that is less."
+)
 
 
 def check_size(text: str | None) -> str | None:
@@ -66,150 +43,6 @@ ModelFile = Annotated[
     typer.Argument(
         help="A GGUF file; of a split model, the first part. Not given: the model in the box.",
         metavar="MODEL",
-        show_default=False,
-    ),
-]
-RamBudget = Annotated[
-    str | None,
-    typer.Option(
-        "--ram-budget",
-        metavar="SIZE",
-        callback=check_size,
-        help="The RAM that q4run may use: 6G (powers of 1000), 6GiB (of 1024), 500M, or a share of"
-        " the machine's RAM such as 50%. Not given: three quarters of what is free.",
-        rich_help_panel=_MODEL_PANEL,
-        show_default=False,
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        metavar="N",
-        min=1,
-        help="Threads that compute. Not given: one per physical core, as far as a container's"
-        " limit allows.",
-        rich_help_panel=_MODEL_PANEL,
-        show_default=False,
-    ),
-]
-Context = Annotated[
-    int | None,
-    typer.Option(
-        "--context",
-        metavar="N",
-        min=1,
-        help="Tokens to keep in mind, prompt and answer together; takes RAM. Not given: 4096, or"
-        " what the model was trained on where that is less.",
-        rich_help_panel=_MODEL_PANEL,
-        show_default=False,
-    ),
-]
-IOMethod = Annotated[
-    IO,
-    typer.Option(
-        "--io",
-        help="How experts are read from disk.",
-        rich_help_panel=_MODEL_PANEL,
-    ),
-]
-CachePolicy = Annotated[
-    Cache,
-    typer.Option(
-        "--cache",
-        help="Which expert leaves RAM for another: the one that the order of the layers and its"
-        " use so far say comes again last, or the least recently used.",
-        rich_help_panel=_MODEL_PANEL,
-    ),
-]
-PrefetchGuesses = Annotated[
-    Prefetch,
-    typer.Option(
-        "--prefetch",
-        help="Whether to read, while the disk has nothing better to do, the experts that the next"
-        " layer will likely want. auto tries both, and goes on with what is faster.",
-        rich_help_panel=_MODEL_PANEL,
-    ),
-]
-Trace = Annotated[
-    Path | None,
-    typer.Option(
-        "--trace",
-        metavar="FILE",
-        help="Write down which experts each layer used, for python -m q4run.bench.measure.cache.",
-        rich_help_panel=_MODEL_PANEL,
-        show_default=False,
-    ),
-]
-KV = Annotated[
-    KVType,
-    typer.Option(
-        "--kv-type",
-        help="How the conversation's keys and values are stored: f32, f16 in half the RAM, or q8_0"
-        " in a quarter.",
-        rich_help_panel=_MODEL_PANEL,
-    ),
-]
-Temperature = Annotated[
-    float,
-    typer.Option(
-        "--temp",
-        metavar="X",
-        min=0.0,
-        help="0 always takes the likeliest token; higher is more varied.",
-        rich_help_panel=_SAMPLING_PANEL,
-    ),
-]
-TopK = Annotated[
-    int,
-    typer.Option(
-        "--top-k",
-        metavar="N",
-        min=0,
-        help="Choose among the N likeliest tokens; 0 among all.",
-        rich_help_panel=_SAMPLING_PANEL,
-    ),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        "--top-p",
-        metavar="X",
-        min=0.0,
-        max=1.0,
-        help="Choose among the likeliest tokens that together reach probability X; 1 among all.",
-        rich_help_panel=_SAMPLING_PANEL,
-    ),
-]
-MinP = Annotated[
-    float,
-    typer.Option(
-        "--min-p",
-        metavar="X",
-        min=0.0,
-        max=1.0,
-        help="Leave out tokens less likely than X times the likeliest; 0 leaves none out.",
-        rich_help_panel=_SAMPLING_PANEL,
-    ),
-]
-RepeatPenalty = Annotated[
-    float,
-    typer.Option(
-        "--repeat-penalty",
-        metavar="X",
-        min=0.01,
-        help="Above 1, tokens that came lately are less likely; 1 changes nothing.",
-        rich_help_panel=_SAMPLING_PANEL,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        metavar="N",
-        min=0,
-        help="The same seed gives the same text again. Not given: a new one every time.",
-        rich_help_panel=_SAMPLING_PANEL,
         show_default=False,
     ),
 ]
@@ -245,22 +78,154 @@ Stats = Annotated[
     ),
 ]
 
-# What Meta advises for Llama 4 (temperature and top-p of its generation_config.json), with the
-# small min-p that quantised weights want.
-DEFAULT_TEMPERATURE, DEFAULT_TOP_K, DEFAULT_TOP_P, DEFAULT_MIN_P = 0.6, 0, 0.9, 0.01
+
+def settings_options(*names: str, context: str = _CONTEXT) -> Group:
+    """Returns the group that makes ``Settings`` of those named; the others keep their defaults.
+
+    context: what ``--help`` says of the option of that name.
+    """
+    return Group(Settings, lambda: [one for one in _settings_options(context) if one.name in names])
 
 
-def sampling_parameters(
-    temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float, seed: int | None
-) -> SamplingParameters:
-    """The options of the sampling panel as the sampler takes them."""
-    from q4run.generation.sampler import SamplingParameters
+def _settings_options(context: str) -> Options:
+    """Returns the option of each setting, in the order of ``--help``."""
+    return [
+        _setting(
+            "ram_budget",
+            str | None,
+            "The RAM that q4run may use: 6G (powers of 1000), 6GiB (of 1024), 500M, or a share of"
+            " the machine's RAM such as 50%. Not given: three quarters of what is free.",
+            metavar="SIZE",
+            callback=check_size,
+        ),
+        _setting(
+            "threads",
+            int | None,
+            "Threads that compute. Not given: one per physical core, as far as a container's"
+            " limit allows.",
+            metavar="N",
+            min=1,
+        ),
+        _setting(
+            "context",
+            int | None,
+            context,
+            metavar="N",
+            min=1,
+        ),
+        _setting("io", choice(io_names()), "How experts are read from disk."),
+        _setting(
+            "cache",
+            choice(POLICIES),
+            "Which expert leaves RAM for another: the one that the order of the layers and its"
+            " use so far say comes again last, or the least recently used.",
+        ),
+        _setting(
+            "prefetch",
+            choice(PREFETCH),
+            "Whether to read, while the disk has nothing better to do, the experts that the next"
+            " layer will likely want. auto tries both, and goes on with what is faster.",
+        ),
+        _setting(
+            "trace",
+            Path | None,
+            "Write down which experts each layer used, for python -m q4run.bench.measure.cache.",
+            metavar="FILE",
+        ),
+        _setting(
+            "kv_type",
+            choice(kv_kinds()),
+            "How the conversation's keys and values are stored: f32, f16 in half the RAM, or q8_0"
+            " in a quarter.",
+        ),
+    ]
 
-    return SamplingParameters(
-        temperature=temp,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repeat_penalty,
-        seed=seed,
+
+def _setting(name: str, kind: Any, text: str, **how: Any) -> inspect.Parameter:
+    default = getattr(Settings, name)
+    how |= {"rich_help_panel": _MODEL_PANEL, "show_default": default is not None}
+    return option(
+        name, kind, default, typer.Option(f"--{name.replace('_', '-')}", help=text, **how)
     )
+
+
+ModelSettings = Annotated[Settings, settings_options(*(field.name for field in fields(Settings)))]
+
+
+def _sampling_options() -> Options:
+    # The defaults are what Meta advises for Llama 4 (temperature and top-p of its
+    # generation_config.json), with the small min-p that quantised weights want.
+    return [
+        _sampling(
+            "temperature",
+            float,
+            0.6,
+            "--temp",
+            "0 always takes the likeliest token; higher is more varied.",
+            metavar="X",
+            min=0.0,
+        ),
+        _sampling(
+            "top_k",
+            int,
+            0,
+            "--top-k",
+            "Choose among the N likeliest tokens; 0 among all.",
+            metavar="N",
+            min=0,
+        ),
+        _sampling(
+            "top_p",
+            float,
+            0.9,
+            "--top-p",
+            "Choose among the likeliest tokens that together reach probability X; 1 among all.",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+        ),
+        _sampling(
+            "min_p",
+            float,
+            0.01,
+            "--min-p",
+            "Leave out tokens less likely than X times the likeliest; 0 leaves none out.",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+        ),
+        _sampling(
+            "repetition_penalty",
+            float,
+            1.0,
+            "--repeat-penalty",
+            "Above 1, tokens that came lately are less likely; 1 changes nothing.",
+            metavar="X",
+            min=0.01,
+        ),
+        _sampling(
+            "seed",
+            int | None,
+            None,
+            "--seed",
+            "The same seed gives the same text again. Not given: a new one every time.",
+            metavar="N",
+            min=0,
+        ),
+    ]
+
+
+def _sampling(
+    name: str, kind: Any, default: Any, flag: str, text: str, **how: Any
+) -> inspect.Parameter:
+    how |= {"rich_help_panel": _SAMPLING_PANEL, "show_default": default is not None}
+    return option(name, kind, default, typer.Option(flag, help=text, **how))
+
+
+def _sampling_parameters(**values: Any) -> SamplingParameters:
+    from q4run.generation.sampler import SamplingParameters  # takes numpy, which --help does not
+
+    return SamplingParameters(**values)
+
+
+Sampling = Annotated["SamplingParameters", Group(_sampling_parameters, _sampling_options)]

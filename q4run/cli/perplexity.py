@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from q4run.cli import options
 from q4run.cli.opening import open_model
 from q4run.cli.terminal import Waiting, quiet_line
 from q4run.errors import Error
+from q4run.settings import Settings
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.files import read_text
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def perplexity(
+    *,
     file: Annotated[
         Path,
         typer.Option("--file", "-f", metavar="TEXT", help="The text to predict, in UTF-8."),
@@ -51,12 +53,10 @@ def perplexity(
         ),
     ] = True,
     json_output: options.Json = False,
-    ram_budget: options.RamBudget = None,
-    threads: options.Threads = None,
-    io: options.IOMethod = options.IO.AUTO,
-    cache: options.CachePolicy = options.Cache.LAYERS,
-    prefetch: options.PrefetchGuesses = options.Prefetch.AUTO,
-    kv_type: options.KV = options.KVType.F16,
+    settings: Annotated[
+        Settings,
+        options.settings_options("ram_budget", "threads", "io", "cache", "prefetch", "kv_type"),
+    ],
 ) -> None:
     """Measure how well a model predicts a text.
 
@@ -70,19 +70,11 @@ def perplexity(
       q4run perplexity model.gguf -f wiki.test.raw --chunks 20 --json
     """
     text = read_text(file)
-    load = partial(
-        open_model,
-        threads=threads,
-        context=context,
-        io=io,
-        kv_type=kv_type,
-        cache=cache,
-        prefetch=prefetch,
-    )
+    settings = replace(settings, context=context)
+    shares = _share(settings, [path for path in (model, base) if path])
     with ExitStack() as stack:
-        budgets = _share(ram_budget, [path for path in (model, base) if path])
-        opened = stack.enter_context(load(model, ram_budget=budgets[0]))
-        other = stack.enter_context(load(base, ram_budget=budgets[-1])) if base else None
+        opened = stack.enter_context(open_model(model, shares[0]))
+        other = stack.enter_context(open_model(base, shares[-1])) if base else None
         from q4run.generation.perplexity import measure
         from q4run.text.windows import cut_windows
 
@@ -104,17 +96,15 @@ def perplexity(
     quiet_line([f"{report.tokens} tokens counted, {len(windows)} windows of {context}"])
 
 
-def _share(ram_budget: str | None, paths: list[Path]) -> list[str | None]:
-    """The budget of each model, by the files' sizes."""
-    if ram_budget is None or len(paths) < 2:
-        return [ram_budget]
+def _share(settings: Settings, paths: list[Path]) -> list[Settings]:
+    """Returns the settings of each model: they share the budget by the files' sizes."""
+    budget = settings.budget_bytes
+    if budget is None or len(paths) < 2:
+        return [settings]
     from q4run.gguf_file import open_gguf
-    from q4run.machine.memory import total_memory
-    from q4run.sizes import parse_size
 
     sizes = [sum(part.stat().st_size for part in open_gguf(path).parts) for path in paths]
-    budget = parse_size(ram_budget, total_memory())
-    return [f"{budget * size // sum(sizes)}B" for size in sizes]
+    return [replace(settings, ram_budget=budget * size // sum(sizes)) for size in sizes]
 
 
 def _check_same_vocabulary(model: Model, base: Model) -> None:

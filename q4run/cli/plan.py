@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +15,12 @@ from q4run.cli.opening import model_in_the_box
 from q4run.cli.terminal import Waiting
 from q4run.errors import Error
 from q4run.machine.memory import total_memory
+from q4run.settings import Settings
 from q4run.sizes import parse_size
 
 if TYPE_CHECKING:
     from q4run.gguf_file import GGUFFile
+    from q4run.planning.machine_speed import Given
 
 _NEW_PANEL = "A model that is not converted yet"
 _MACHINE_PANEL = "Another machine"
@@ -37,16 +40,10 @@ def _rate(text: str) -> int:
     return parse_size(text.strip().removesuffix("/s"))
 
 
-def plan(
-    model: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A GGUF file (of a split model, the first part), or a Hugging Face checkpoint"
-            " folder. Not given: --geometry, or the model in the box.",
-            metavar="MODEL",
-            show_default=False,
-        ),
-    ] = None,
+@dataclass(frozen=True)
+class NewModel:
+    """What a model that is not converted yet will be."""
+
     geometry: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +54,7 @@ def plan(
             rich_help_panel=_NEW_PANEL,
             show_default=False,
         ),
-    ] = None,
+    ] = None
     type_name: Annotated[
         str | None,
         typer.Option(
@@ -67,7 +64,7 @@ def plan(
             rich_help_panel=_NEW_PANEL,
             show_default=False,
         ),
-    ] = None,
+    ] = None
     expert_type: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +74,7 @@ def plan(
             rich_help_panel=_NEW_PANEL,
             show_default=False,
         ),
-    ] = None,
+    ] = None
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +84,23 @@ def plan(
             rich_help_panel=_NEW_PANEL,
             show_default=False,
         ),
-    ] = None,
+    ] = None
+
+    @property
+    def types(self) -> list[str]:
+        """The options of ``convert`` that choose the types."""
+        given = {
+            "--recipe": self.recipe,
+            "--type": self.type_name,
+            "--expert-type": self.expert_type,
+        }
+        return [word for name, value in given.items() if value for word in (name, value)]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine other than this one, in what is given."""
+
     ram: Annotated[
         str | None,
         typer.Option(
@@ -98,7 +111,7 @@ def plan(
             show_default=False,
             callback=options.check_size,
         ),
-    ] = None,
+    ] = None
     disk: Annotated[
         str | None,
         typer.Option(
@@ -109,7 +122,7 @@ def plan(
             show_default=False,
             callback=check_rate,
         ),
-    ] = None,
+    ] = None
     memory_bandwidth: Annotated[
         str | None,
         typer.Option(
@@ -120,7 +133,7 @@ def plan(
             show_default=False,
             callback=check_rate,
         ),
-    ] = None,
+    ] = None
     core_speed: Annotated[
         str | None,
         typer.Option(
@@ -132,18 +145,32 @@ def plan(
             show_default=False,
             callback=check_rate,
         ),
-    ] = None,
+    ] = None
     measure: Annotated[
         bool,
         typer.Option(
             "--measure",
             help="Measure this machine anew. Else what was measured counts for a day.",
         ),
-    ] = False,
-    ram_budget: options.RamBudget = None,
-    threads: options.Threads = None,
-    context: options.Context = None,
-    kv_type: options.KV = options.KVType.F16,
+    ] = False
+
+
+def plan(
+    *,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A GGUF file (of a split model, the first part), or a Hugging Face checkpoint"
+            " folder. Not given: --geometry, or the model in the box.",
+            metavar="MODEL",
+            show_default=False,
+        ),
+    ] = None,
+    new: NewModel,
+    machine: Machine,
+    settings: Annotated[
+        Settings, options.settings_options("ram_budget", "threads", "context", "kv_type")
+    ],
     json_output: options.Json = False,
 ) -> None:
     """Tell what a model will need and how fast it will be, without loading it.
@@ -159,76 +186,87 @@ def plan(
       q4run plan --geometry maverick --type q4_0 --ram 64G --disk 7G
       q4run plan --geometry scout --type tq1_0 --json
     """
-    is_new = geometry is not None or (model is not None and model.is_dir())
-    if geometry is not None and model is not None:
-        raise typer.BadParameter("give a MODEL or a --geometry, not both")
-    if not is_new and (type_name or expert_type or recipe):
-        raise typer.BadParameter("a GGUF file has its types: --type is for a folder or --geometry")
-    if model is not None and model.is_dir() and not (model / "config.json").is_file():
-        raise Error(
-            f"{model}: a folder without config.json is no Hugging Face checkpoint; give one that"
-            " is, or a GGUF file"
-        )
-    if is_new and not (type_name or recipe):
-        raise typer.BadParameter("give a --type or a --recipe: what to convert it to")
-    is_box = geometry is None and model is None
+    is_new = _check_given(model, new)
+    is_box = new.geometry is None and model is None
     if is_box:
         model = model_in_the_box()
     with Waiting("reading headers") as waiting:
         from q4run.planning.advice import make_planner
-        from q4run.planning.machine_speed import Given
 
-        file = _described(model, geometry, type_name, expert_type, recipe)
+        file = _described(model, new)
         planner = make_planner(
             file,
-            Given(
-                threads=threads,
-                memory=_rate(memory_bandwidth) if memory_bandwidth else None,
-                disk=_rate(disk) if disk else None,
-                core=_rate(core_speed) if core_speed else None,
-            ),
+            _given(machine, settings.threads),
             paths=() if is_new else file.parts,
-            total_ram=parse_size(ram, total_memory()) if ram else None,
-            context=context,
-            kv_type=kv_type.value,
-            anew=measure,
+            total_ram=parse_size(machine.ram, total_memory()) if machine.ram else None,
+            context=settings.context,
+            kv_type=settings.kv_type,
+            anew=machine.measure,
             progress=waiting.update,
         )
-    if ram_budget is None:
+    if settings.ram_budget is None:
         rows = planner.rows()
         row = planner.best(rows)
     else:
-        row = planner.row(parse_size(ram_budget, planner.ram.total))
+        row = planner.row(parse_size(str(settings.ram_budget), planner.ram.total))
         rows = planner.rows(row.budget)
-    words = ["q4run", "chat", *([] if is_box else [str(file.path)])]
-    words += ["--ram-budget", f"{row.budget // 10**6}M"]
-    words += ["--context", str(context)] if context else []
-    words += ["--kv-type", kv_type.value] if kv_type is not options.KVType.F16 else []
-    words += ["--threads", str(threads)] if threads else []
     from q4run.cli import plan_report
     from q4run.models.shapes import GEOMETRIES
 
-    command = shlex.join(words)
+    command = shlex.join(_chat_words(None if is_box else file.path, row.budget, settings))
     if model is not None and is_new:
-        types = [("--recipe", recipe), ("--type", type_name), ("--expert-type", expert_type)]
-        made = [word for name, value in types if value for word in (name, value)]
-        convert = ["q4run", "convert", str(model), str(file.path), *made]
+        convert = ["q4run", "convert", str(model), str(file.path), *new.types]
         command = f"{shlex.join(convert)} && {command}"
-    note = GEOMETRIES[geometry].note if geometry else ""
+    note = GEOMETRIES[new.geometry].note if new.geometry else ""
     if json_output:
         print(json.dumps(plan_report.as_json(planner, rows, row, command, note)))
     else:
         plan_report.print_plan(planner, rows, row, command, note)
 
 
-def _described(
-    model: Path | None,
-    geometry: str | None,
-    type_name: str | None,
-    expert_type: str | None,
-    recipe: str | None,
-) -> GGUFFile:
+def _check_given(model: Path | None, new: NewModel) -> bool:
+    """Returns whether the model is not converted yet. Raises typer.BadParameter and Error for
+    what does not go together."""
+    is_folder = model is not None and model.is_dir()
+    is_new = new.geometry is not None or is_folder
+    if new.geometry is not None and model is not None:
+        raise typer.BadParameter("give a MODEL or a --geometry, not both")
+    if not is_new and new.types:
+        raise typer.BadParameter("a GGUF file has its types: --type is for a folder or --geometry")
+    if model is not None and is_folder and not (model / "config.json").is_file():
+        raise Error(
+            f"{model}: a folder without config.json is no Hugging Face checkpoint; give one that"
+            " is, or a GGUF file"
+        )
+    if is_new and not (new.type_name or new.recipe):
+        raise typer.BadParameter("give a --type or a --recipe: what to convert it to")
+    return is_new
+
+
+def _given(machine: Machine, threads: int | None) -> Given:
+    from q4run.planning.machine_speed import Given
+
+    return Given(
+        threads=threads,
+        memory=_rate(machine.memory_bandwidth) if machine.memory_bandwidth else None,
+        disk=_rate(machine.disk) if machine.disk else None,
+        core=_rate(machine.core_speed) if machine.core_speed else None,
+    )
+
+
+def _chat_words(path: Path | None, budget: int, settings: Settings) -> list[str]:
+    """Returns the words of the command to go on with."""
+    words = ["q4run", "chat", *([str(path)] if path else [])]
+    words += ["--ram-budget", f"{budget // 10**6}M"]
+    words += ["--context", str(settings.context)] if settings.context else []
+    words += ["--kv-type", settings.kv_type] if settings.kv_type != Settings.kv_type else []
+    words += ["--threads", str(settings.threads)] if settings.threads else []
+    return words
+
+
+def _described(model: Path | None, new: NewModel) -> GGUFFile:
     """The model's file, or what converting would make of the folder or the shape."""
+    geometry = new.geometry
     if geometry is None and model is not None and not model.is_dir():
         from q4run.gguf_file import open_gguf
 
@@ -238,7 +276,7 @@ def _described(
     from q4run.models import FAMILIES
     from q4run.models.shapes import GEOMETRIES
 
-    types = make_recipe(type_name, expert_type, recipe, ())
+    types = make_recipe(new.type_name, new.expert_type, new.recipe, ())
     if geometry is None:
         assert model is not None
         return preview_checkpoint(model, types)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from q4run.model import Model
 
 
-def run(
-    model: options.ModelFile = None,
+@dataclass(frozen=True)
+class Prompt:
+    """What is put to the model, and how."""
+
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -31,36 +34,42 @@ def run(
             help="What to answer or, with --raw, to continue; - reads it from standard input.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     file: Annotated[
         Path | None,
         typer.Option(
             "--file", "-f", metavar="FILE", help="Read the prompt from a file.", show_default=False
         ),
-    ] = None,
+    ] = None
     tokens: Annotated[
         int, typer.Option("--tokens", "-n", metavar="TOKENS", min=1, help="Tokens at most.")
-    ] = 256,
-    system: options.System = None,
+    ] = 256
+    system: options.System = None
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands: no chat template.")
-    ] = False,
+    ] = False
+
+    def read(self) -> str:
+        """Returns the text of -p or -f. Raises typer.BadParameter unless it is one of them."""
+        if self.raw and self.system is not None:
+            raise typer.BadParameter("--system goes into the chat template, which --raw leaves out")
+        if (self.prompt is None) == (self.file is None):
+            raise typer.BadParameter("give the prompt with either -p PROMPT or -f FILE")
+        if self.file:
+            return read_text(self.file)
+        if self.prompt == "-":
+            return decode_text(sys.stdin.buffer.read(), "standard input")
+        return str(self.prompt)
+
+
+def run(
+    *,
+    model: options.ModelFile = None,
+    prompt: Prompt,
     json_output: options.Json = False,
     stats: options.Stats = False,
-    temp: options.Temperature = options.DEFAULT_TEMPERATURE,
-    top_k: options.TopK = options.DEFAULT_TOP_K,
-    top_p: options.TopP = options.DEFAULT_TOP_P,
-    min_p: options.MinP = options.DEFAULT_MIN_P,
-    repeat_penalty: options.RepeatPenalty = 1.0,
-    seed: options.Seed = None,
-    ram_budget: options.RamBudget = None,
-    threads: options.Threads = None,
-    context: options.Context = None,
-    io: options.IOMethod = options.IO.AUTO,
-    cache: options.CachePolicy = options.Cache.LAYERS,
-    prefetch: options.PrefetchGuesses = options.Prefetch.AUTO,
-    trace: options.Trace = None,
-    kv_type: options.KV = options.KVType.F16,
+    sampling: options.Sampling,
+    settings: options.ModelSettings,
 ) -> None:
     """Complete one prompt: the text goes to standard output, figures to standard error.
 
@@ -74,26 +83,13 @@ def run(
       q4run run model.gguf -f question.txt --ram-budget 8G > answer.txt
       git diff | q4run run model.gguf -p - --system "Sum this change up."
     """
-    if raw and system is not None:
-        raise typer.BadParameter("--system goes into the chat template, which --raw leaves out")
-    text = _read_prompt(prompt, file)
-    parameters = options.sampling_parameters(temp, top_k, top_p, min_p, repeat_penalty, seed)
-    with open_model(
-        model,
-        ram_budget=ram_budget,
-        threads=threads,
-        context=context,
-        io=io,
-        kv_type=kv_type,
-        cache=cache,
-        prefetch=prefetch,
-        trace=trace,
-    ) as opened:
+    text = prompt.read()
+    with open_model(model, settings) as opened:
         from q4run.generation.completion import Completion
         from q4run.generation.sampler import Sampler
 
-        ids = _tokenize(opened, text, system, raw)
-        completion = Completion(opened, ids, Sampler(parameters), tokens)
+        ids = _tokenize(opened, text, prompt.system, prompt.raw)
+        completion = Completion(opened, ids, Sampler(sampling), prompt.tokens)
         # A pipe gets the completion and nothing else, not even a line feed.
         writer = AnswerWriter(sys.stderr if json_output else sys.stdout)
         try:
@@ -112,15 +108,6 @@ def run(
             show_experts(opened)
         if completion.finish == "context":
             note(f"The context of {opened.session.context} tokens is full; --context gives more.")
-
-
-def _read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The text of -p or -f. Raises typer.BadParameter unless it is one of them."""
-    if (prompt is None) == (file is None):
-        raise typer.BadParameter("give the prompt with either -p PROMPT or -f FILE")
-    if prompt is not None and prompt != "-":
-        return prompt
-    return read_text(file) if file else decode_text(sys.stdin.buffer.read(), "standard input")
 
 
 def _tokenize(model: Model, text: str, system: str | None, raw: bool) -> list[int]:

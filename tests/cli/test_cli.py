@@ -130,7 +130,7 @@ def test_an_unexpected_exception_is_called_a_bug(monkeypatch):
     def broken(*arguments, **keywords):
         raise RuntimeError("two\nlines \x1b[31m")
 
-    monkeypatch.setattr("q4run.cli.options.sampling_parameters", broken)
+    monkeypatch.setattr("q4run.cli.run.open_model", broken)
     result = invoke("run", "m.gguf", "-p", "x")
     assert result.exit_code == 1
     assert_one_error_line(result.stderr)
