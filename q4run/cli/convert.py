@@ -18,10 +18,10 @@ from rich.progress import DownloadColumn, TransferSpeedColumn
 from q4run.cli import options
 from q4run.cli.convert_summary import print_summary
 from q4run.cli.progress import progress_bar
-from q4run.cli.terminal import note
 from q4run.errors import Error
 from q4run.machine.memory import total_memory
 from q4run.sizes import parse_size
+from q4run.terminal import note
 
 _TYPES = (
     "f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, mxfp4, q3_k,"
