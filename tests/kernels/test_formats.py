@@ -6,7 +6,7 @@ import pytest
 from helpers.blocks import ALL, QUANTIZED, format_named
 from helpers.made_weights import weights_of_many_kinds
 
-from q4run.cli import convert as convert_command
+from q4run.cli import convert_options
 from q4run.convert.types.recipe import FILE_TYPES, RECIPES, check_type
 from q4run.errors import UnsupportedError
 from q4run.kernels.formats import find_format, find_format_named
@@ -173,9 +173,9 @@ def test_the_converter_offers_what_can_be_written():
     assert all(format_named(name).can_quantize for name in ALL)
     assert sorted(FILE_TYPES) == ALL
     assert all(check_type(name) == name for name in ALL)
-    assert ", ".join(FILE_TYPES) == convert_command._TYPES
+    assert sorted(convert_options.type_names()) == ALL
     recipes = (f"{name} ({purpose})" for name, (_, _, purpose) in RECIPES.items())
-    assert ", ".join(recipes) == convert_command._RECIPES
+    assert ", ".join(recipes) == convert_options._RECIPES
 
 
 @pytest.mark.parametrize(
