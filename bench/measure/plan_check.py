@@ -28,13 +28,12 @@ from q4run.bench.figures.arguments import count, size
 from q4run.bench.figures.provenance import command_line, provenance
 from q4run.bench.figures.tables import console, number, percent
 from q4run.bench.measure import compare, speed
-from q4run.cli.errors import describe
-from q4run.cli.terminal import Waiting
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
 from q4run.planning.advice import Planner, Ram, make_planner
 from q4run.planning.machine_speed import Given
 from q4run.sizes import format_size
+from q4run.terminal import Waiting, describe
 
 # What the README promises: within this, of the measurement.
 DECODE_WITHIN, MEMORY_WITHIN = 0.25, 0.05

@@ -34,12 +34,11 @@ from q4run.bench.peer.llama_cpp_files import (
     types_of,
     with_default_alignment,
 )
-from q4run.cli.errors import describe
-from q4run.cli.terminal import Waiting
 from q4run.convert import convert
 from q4run.convert.calibration.collect import make_imatrix
 from q4run.errors import Error
 from q4run.generation.perplexity import Report, measure
+from q4run.terminal import Waiting, describe
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.files import read_text
 from q4run.text.windows import cut_windows

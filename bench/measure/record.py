@@ -20,8 +20,8 @@ import numpy as np
 import q4run
 from q4run.bench.figures.arguments import count
 from q4run.bench.models.traces import read_trace
-from q4run.cli.errors import describe
 from q4run.errors import Error
+from q4run.terminal import describe
 from q4run.text.files import read_text
 
 

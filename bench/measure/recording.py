@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 import q4run
-from q4run.cli.heat_map import ExpertUse, expert_use
 from q4run.errors import Error
+from q4run.experts.use import ExpertUse, expert_use
 from q4run.model import Model
 from q4run.timeline import Pass, Span
 

@@ -19,8 +19,6 @@ from rich.table import Table
 
 import q4run
 from q4run.bench.figures.tables import console
-from q4run.cli.errors import describe
-from q4run.cli.terminal import Waiting
 from q4run.convert import convert
 from q4run.convert.source.source import open_source
 from q4run.convert.types.fit import SENSITIVITY, UNIT, use_of
@@ -28,6 +26,7 @@ from q4run.convert.types.recipe import named
 from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
 from q4run.generation.perplexity import measure
+from q4run.terminal import Waiting, describe
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.files import read_text
 from q4run.text.windows import cut_windows

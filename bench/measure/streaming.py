@@ -31,14 +31,13 @@ from q4run.bench.figures.provenance import command_line
 from q4run.bench.figures.tables import console
 from q4run.bench.measure import compare, limits, speed
 from q4run.bench.measure.streaming_report import Case, Report, json_of, markdown_of, table_of
-from q4run.cli.errors import describe
-from q4run.cli.terminal import Waiting, warn
 from q4run.disk.methods import METHODS
 from q4run.errors import Error
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.prefetch import DEFAULT_PREFETCH, PREFETCH
 from q4run.kernels.attention.kinds import kind_names
 from q4run.sizes import format_size
+from q4run.terminal import Waiting, describe, warn
 
 
 def main(words: list[str] | None = None) -> None:

@@ -19,8 +19,8 @@ from q4run.bench.figures.provenance import computer
 from q4run.bench.figures.tables import markdown_table, number, over, percent, threads_of, with_range
 from q4run.bench.measure.compare import PLAIN, Q4RUN
 from q4run.budget import INTERPRETER_ALLOWANCE
-from q4run.cli.terminal import printable
 from q4run.sizes import format_size
+from q4run.terminal import printable
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from q4run.bench.figures.stored import Record, Results
 from q4run.bench.pages.documents import DOCUMENTS, Blocks
 from q4run.bench.pages.recipes import preparation
 from q4run.bench.pages.results_pages import PAGES
-from q4run.cli.errors import describe
 from q4run.errors import Error
+from q4run.terminal import describe
 
 _RESULTS = Path("bench/results")
 _MARKER = re.compile(r"^<!-- (figures: (?P<name>[^>]*?)|/figures) -->\n", re.MULTILINE)

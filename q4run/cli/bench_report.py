@@ -22,10 +22,10 @@ from q4run.bench.view.chrome_trace import trace_of
 from q4run.bench.view.plot import write_plot
 from q4run.bench.view.timeline_report import draw_timeline
 from q4run.cli.heat_map import heat_map
-from q4run.cli.terminal import note, printable, warn
 from q4run.gguf_file import open_gguf
 from q4run.planning.memory_speed import read_limit
 from q4run.sizes import format_size
+from q4run.terminal import note, printable, warn
 
 COLD, WARM = "cold", "warm"
 # Less of a cold run from disk than this, and something was in the page cache after all.

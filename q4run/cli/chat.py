@@ -13,8 +13,8 @@ from q4run.cli import options
 from q4run.cli.chat_commands import COMMANDS, execute
 from q4run.cli.live import progress
 from q4run.cli.opening import open_model
-from q4run.cli.terminal import AnswerWriter, note, quiet_line, stderr_console, warn
 from q4run.errors import Error
+from q4run.terminal import AnswerWriter, note, quiet_line, stderr_console, warn
 
 if TYPE_CHECKING:
     from q4run.generation.completion import Completion

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from q4run.cli.terminal import note, printable, stderr_console, warn
+from q4run.terminal import note, printable, stderr_console, warn
 
 if TYPE_CHECKING:
     from q4run.generation.conversation import Conversation

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,16 +17,14 @@ import typer
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
 from q4run.cli import options
-from q4run.cli.convert_options import Importance, Types, Writing
+from q4run.cli.convert_options import Calibration, Types, Writing
 from q4run.cli.convert_summary import print_summary
 from q4run.cli.progress import progress_bar
-from q4run.cli.terminal import note
-from q4run.errors import Error
-from q4run.machine.memory import total_memory
-from q4run.sizes import parse_size
+from q4run.terminal import note
 
 
 def convert(
+    *,
     source: Annotated[
         Path,
         typer.Argument(
@@ -41,9 +40,8 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    *,
     types: Types,
-    importance: Importance,
+    calibration: Calibration,
     writing: Writing,
     json_output: options.Json = False,
 ) -> None:
@@ -63,16 +61,10 @@ def convert(
       q4run convert Llama-4-Scout --recipe balanced
       q4run convert Llama-4-Scout --fit 48G --imatrix scout-imatrix.gguf
     """
-    max_ram_bytes = _size(writing.max_ram, "--max-ram", total_memory())
-    split_bytes = _size(writing.split_max_size, "--split-max-size", None)
-    fit_bytes = _size(types.fit, "--fit", total_memory())
-    overrides = [_override(text) for text in types.tensor_types or ()]
-    if not (types.type_name or types.recipe or types.fit):
-        raise typer.BadParameter("give a --type, a --recipe, or a size to --fit")
-    given = types.type_name or types.expert_type or types.recipe or types.tensor_types
-    if types.fit and given:
-        raise typer.BadParameter("--fit chooses the types: give either it or types")
+    given = writing.keywords() | types.keywords() | asdict(calibration)
     from q4run import convert as conversion
+
+    asked = conversion.ConversionOptions(**given)
 
     with (
         _ending_cleanly(),
@@ -88,22 +80,6 @@ def convert(
         def choosing(done: int, total: int) -> None:
             update(f"choosing types, {done} of {total}", None, None)
 
-        asked = conversion.ConversionOptions(
-            type=types.type_name,
-            expert_type=types.expert_type,
-            recipe=types.recipe,
-            tensor_types=overrides,
-            fit=fit_bytes,
-            imatrix=importance.imatrix,
-            calibrate=importance.calibrate,
-            calibrate_chunks=importance.calibrate_chunks,
-            split_max_size=split_bytes,
-            max_ram=max_ram_bytes,
-            threads=writing.threads,
-            dry_run=writing.dry_run,
-            force=writing.force,
-            resume=writing.resume,
-        )
         plan = conversion.plan_conversion(source, out, asked, choosing)
         if writing.dry_run:
             summary = conversion.summarize(plan)
@@ -112,22 +88,6 @@ def convert(
     if json_output:
         print(json.dumps(summary.as_dict()))
     print_summary(summary)
-
-
-def _override(text: str) -> tuple[str, str]:
-    pattern, equals, type_name = text.rpartition("=")
-    if not equals or not pattern:
-        raise typer.BadParameter(f"'{text}' is not PATTERN=TYPE", param_hint="--tensor-type")
-    return pattern, type_name
-
-
-def _size(text: str | None, option: str, total: int | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return parse_size(text, total)
-    except Error as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 @contextmanager

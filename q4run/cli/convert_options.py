@@ -1,22 +1,40 @@
-"""The options of ``q4run convert``, in groups: types, importance, writing."""
+"""The options of ``q4run convert``, in groups."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from pkgutil import iter_modules
+from typing import Annotated, Any
 
+import gguf
 import typer
 
-TYPES = (
-    "f32, f16, bf16, q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, iq4_nl, iq4_xs, mxfp4, q3_k,"
-    " q2_k, tq2_0, tq1_0"
-)
-RECIPES = (
+from q4run import kernels
+from q4run.errors import Error
+from q4run.machine.memory import total_memory
+from q4run.sizes import parse_size
+
+# As text: what has them imports the kernels, which --help does not wait for.
+_RECIPES = (
     "best (hardly any loss), balanced (little loss in half a byte per weight), fast (what decodes"
     " fastest at four bits), small (three bits for the experts), ternary (for experts that were"
     " trained ternary)"
 )
+
+
+def type_names() -> list[str]:
+    """Returns the types there are kernels for, the largest first: every file of the formats' folder
+    that bears the name of a GGUF type. Imports none of them."""
+    files = iter_modules([f"{folder}/formats" for folder in kernels.__path__])
+    types = gguf.GGMLQuantizationType.__members__
+    found = [types[file.name.upper()] for file in files if file.name.upper() in types]
+
+    def bits_per_weight(ggml_type: gguf.GGMLQuantizationType) -> float:
+        block_size, n_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+        return 8 * n_bytes / block_size
+
+    return [one.name.lower() for one in sorted(found, key=bits_per_weight, reverse=True)]
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class Types:
         typer.Option(
             "--type",
             metavar="T",
-            help=f"The type of the matrices: {TYPES}.",
+            help=f"The type of the matrices: {', '.join(type_names())}.",
             show_default=False,
         ),
     ] = None
@@ -46,7 +64,7 @@ class Types:
         typer.Option(
             "--recipe",
             metavar="NAME",
-            help=f"Types for a usual case instead of --type: {RECIPES}.",
+            help=f"Types for a usual case instead of --type: {_RECIPES}.",
             show_default=False,
         ),
     ] = None
@@ -70,10 +88,26 @@ class Types:
         ),
     ] = None
 
+    def keywords(self) -> dict[str, Any]:
+        """Returns what ``q4run.convert`` takes. Raises typer.BadParameter for a wrong choice."""
+        fit = _size(self.fit, "--fit", total_memory())
+        overrides = [_override(text) for text in self.tensor_types or ()]
+        if not (self.type_name or self.recipe or fit):
+            raise typer.BadParameter("give a --type, a --recipe, or a size to --fit")
+        if fit and (self.type_name or self.expert_type or self.recipe or overrides):
+            raise typer.BadParameter("--fit chooses the types: give either it or types")
+        return {
+            "type": self.type_name,
+            "expert_type": self.expert_type,
+            "recipe": self.recipe,
+            "tensor_types": overrides,
+            "fit": fit,
+        }
+
 
 @dataclass(frozen=True)
-class Importance:
-    """What tells which weights are to be kept more exactly."""
+class Calibration:
+    """What says which weights matter."""
 
     imatrix: Annotated[
         Path | None,
@@ -109,7 +143,7 @@ class Importance:
 
 @dataclass(frozen=True)
 class Writing:
-    """What is written, and within what."""
+    """How the output is written."""
 
     max_ram: Annotated[
         str | None,
@@ -154,3 +188,26 @@ class Writing:
             help="Keep what is finished if interrupted, and go on from there if there is any.",
         ),
     ] = False
+
+    def keywords(self) -> dict[str, Any]:
+        """Returns what ``q4run.convert`` takes. Raises typer.BadParameter for what is no size."""
+        return asdict(self) | {
+            "max_ram": _size(self.max_ram, "--max-ram", total_memory()),
+            "split_max_size": _size(self.split_max_size, "--split-max-size", None),
+        }
+
+
+def _override(text: str) -> tuple[str, str]:
+    pattern, equals, type_name = text.rpartition("=")
+    if not equals or not pattern:
+        raise typer.BadParameter(f"'{text}' is not PATTERN=TYPE", param_hint="--tensor-type")
+    return pattern, type_name
+
+
+def _size(text: str | None, option: str, total: int | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_size(text, total)
+    except Error as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None

@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from q4run.cli.terminal import note, one_line, stderr_console
 from q4run.sizes import format_size
+from q4run.terminal import note, one_line, stderr_console
 
 if TYPE_CHECKING:
     from q4run.convert import Summary

@@ -1,6 +1,5 @@
 """How the command line ends when something goes wrong: one line and an exit status."""
 
-import errno
 import functools
 import os
 import sys
@@ -11,16 +10,7 @@ from typing import ParamSpec
 
 import typer
 
-from q4run.cli.terminal import one_line, stderr_console
-from q4run.errors import Error
-
-_HINTS = {
-    errno.ENOENT: "there is no such file; check the path",
-    errno.EACCES: "permission denied; check who may read or write there",
-    errno.EISDIR: "this is a folder; name a file",
-    errno.ENOSPC: "the disk is full; make room or write elsewhere",
-    errno.ENOMEM: "there is not enough memory; lower --ram-budget or --context",
-}
+from q4run.terminal import describe, one_line, stderr_console
 
 Parameters = ParamSpec("Parameters")
 
@@ -62,22 +52,6 @@ def reporting_errors(verb: Callable[Parameters, None]) -> Callable[Parameters, N
             raise typer.Exit(1) from None
 
     return guarded
-
-
-def describe(exception: Exception) -> str:
-    """What went wrong and what to do about it, in one line."""
-    match exception:
-        case Error():
-            return str(exception)
-        case OSError():
-            hint = _HINTS.get(exception.errno or 0, exception.strerror or str(exception))
-            return f"{exception.filename}: {hint}" if exception.filename else hint
-        case MemoryError():
-            return _HINTS[errno.ENOMEM]
-    return (
-        f"{type(exception).__name__}: {exception}:"
-        " this is a bug; run again with --debug and report it"
-    )
 
 
 def report_error(message: str) -> None:

@@ -6,8 +6,7 @@ Where there are more of them than rows and columns, neighbours share a cell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,10 +14,10 @@ import numpy as np
 from rich.cells import cell_len
 from rich.text import Text
 
-from q4run.cli.terminal import has_colours, note, stderr_console
+from q4run.experts.use import ExpertUse, expert_use
+from q4run.terminal import has_colours, note, stderr_console
 
 if TYPE_CHECKING:
-    from q4run.experts.store import ExpertStore
     from q4run.model import Model
 
 # Pieces of a line: a text and its style, in rich's words.
@@ -34,36 +33,6 @@ _WIDEST_CELL = 2
 _LEAST_CELLS = 8  # in a terminal narrower than this takes, lines are longer than it
 # What a person wants to see of a terminal beside a map: figures, a prompt, some text.
 _LINES_BESIDE_MAP = 6
-
-
-@dataclass(frozen=True)
-class ExpertUse:
-    """How often each expert was used, -1 where a layer has no such expert, and which are in RAM:
-    int64 and bool, (len(layers), most experts of a layer)."""
-
-    layers: Sequence[int]
-    counts: np.ndarray
-    in_ram: np.ndarray
-
-    def since(self, earlier: ExpertUse) -> ExpertUse:
-        """Counts only what was used after ``earlier``, of the same model."""
-        counts = np.where(self.counts < 0, -1, self.counts - earlier.counts)
-        return ExpertUse(self.layers, counts, self.in_ram)
-
-
-def expert_use(store: ExpertStore) -> ExpertUse | None:
-    """What a store has seen so far and holds now; None without experts."""
-    layers = list(store.uses)
-    if not layers:
-        return None
-    in_ram = np.stack([store.addresses(layer) != 0 for layer in layers])
-    return ExpertUse(layers, _padded(store.uses), in_ram)
-
-
-def _padded(uses: Mapping[int, Sequence[int]]) -> np.ndarray:
-    longest = max(map(len, uses.values()))
-    rows = [[*counts, *[-1] * (longest - len(counts))] for counts in uses.values()]
-    return np.array(rows, np.int64).reshape(len(rows), longest)
 
 
 def show_experts(model: Model) -> None:

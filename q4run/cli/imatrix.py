@@ -12,9 +12,9 @@ import typer
 
 from q4run.cli import options
 from q4run.cli.progress import progress_bar
-from q4run.cli.terminal import note, one_line, quiet_line, warn
 from q4run.machine.memory import total_memory
 from q4run.sizes import parse_size
+from q4run.terminal import note, one_line, quiet_line, warn
 from q4run.text import DEFAULT_WINDOW
 
 if TYPE_CHECKING:

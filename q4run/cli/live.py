@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from q4run.cli.terminal import Waiting, has_colours, stderr_console
 from q4run.machine.interrupts import safe_points
+from q4run.terminal import Waiting, has_colours, stderr_console
 
 if TYPE_CHECKING:
     from q4run.generation.completion import Completion

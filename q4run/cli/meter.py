@@ -10,8 +10,8 @@ from typing import NamedTuple
 import psutil
 
 from q4run.budget import INTERPRETER_ALLOWANCE
-from q4run.cli.heat_map import ExpertUse, expert_use
 from q4run.cli.panel import Figures
+from q4run.experts.use import ExpertUse, expert_use
 from q4run.generation.completion import Completion
 from q4run.model import Model
 

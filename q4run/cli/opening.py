@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q4run import box
-from q4run.cli.terminal import Patience, Waiting, note, quiet_line
+from q4run.terminal import Patience, Waiting, note, quiet_line
 
 if TYPE_CHECKING:
     from q4run.model import Model

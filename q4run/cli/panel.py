@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from rich.cells import set_cell_size
 
-from q4run.cli.heat_map import ExpertUse, Line, compact_map, joined, line_width
+from q4run.cli.heat_map import Line, compact_map, joined, line_width
+from q4run.experts.use import ExpertUse
 from q4run.sizes import format_size
 
 _BAR_WIDTH = 16

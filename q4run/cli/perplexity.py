@@ -12,9 +12,9 @@ import typer
 
 from q4run.cli import options
 from q4run.cli.opening import open_model
-from q4run.cli.terminal import Waiting, quiet_line
 from q4run.errors import Error
 from q4run.settings import Settings
+from q4run.terminal import Waiting, quiet_line
 from q4run.text import DEFAULT_WINDOW
 from q4run.text.files import read_text
 

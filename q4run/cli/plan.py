@@ -12,11 +12,11 @@ import typer
 
 from q4run.cli import options
 from q4run.cli.opening import model_in_the_box
-from q4run.cli.terminal import Waiting
 from q4run.errors import Error
 from q4run.machine.memory import total_memory
 from q4run.settings import Settings
 from q4run.sizes import parse_size
+from q4run.terminal import Waiting
 
 if TYPE_CHECKING:
     from q4run.gguf_file import GGUFFile

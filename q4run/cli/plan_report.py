@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from q4run.budget import INTERPRETER_ALLOWANCE
-from q4run.cli.terminal import printable
 from q4run.planning.advice import Planner, Row
 from q4run.planning.forecast import Speed
 from q4run.sizes import format_size
+from q4run.terminal import printable
 
 _BUSY = 0.2  # of the processor
 _WORTH_SAYING = 0.97  # slower than so

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-from q4run.cli.terminal import stderr_console
+from q4run.terminal import stderr_console
 
 # Called with what is being done now, and how much of it is done, of how much in all.
 Update = Callable[[str, int | None, int | None], None]

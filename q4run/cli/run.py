@@ -13,7 +13,7 @@ import typer
 from q4run.cli import options
 from q4run.cli.live import progress
 from q4run.cli.opening import open_model
-from q4run.cli.terminal import AnswerWriter, note, quiet_line
+from q4run.terminal import AnswerWriter, note, quiet_line
 from q4run.text.files import decode_text, read_text
 
 if TYPE_CHECKING:

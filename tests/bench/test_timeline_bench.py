@@ -29,7 +29,7 @@ from q4run.bench.view.token_times import (
     token_seconds,
     typical_token,
 )
-from q4run.cli.heat_map import ExpertUse
+from q4run.experts.use import ExpertUse
 from q4run.models.shapes import Geometry
 from q4run.timeline import (
     ATTENTION,

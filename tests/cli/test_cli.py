@@ -13,7 +13,7 @@ from helpers.commands import COMMAND, ESCAPE, assert_one_error_line, command, gr
 
 import q4run
 from q4run.cli import VERBS
-from q4run.cli.errors import describe
+from q4run.terminal import describe
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 
-from q4run.cli.heat_map import ExpertUse, compact_map, heat_map, joined, line_width
+from q4run.cli.heat_map import compact_map, heat_map, joined, line_width
+from q4run.experts.use import ExpertUse
 
 
 class LayerUse(NamedTuple):

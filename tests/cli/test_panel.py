@@ -9,9 +9,9 @@ from rich.cells import cell_len
 from rich.text import Text
 
 import q4run
-from q4run.cli.heat_map import ExpertUse
 from q4run.cli.meter import Meter
 from q4run.cli.panel import Figures, panel
+from q4run.experts.use import ExpertUse
 from q4run.generation.completion import Completion
 from q4run.generation.sampler import Sampler, SamplingParameters
 

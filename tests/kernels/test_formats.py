@@ -173,9 +173,9 @@ def test_the_converter_offers_what_can_be_written():
     assert all(format_named(name).can_quantize for name in ALL)
     assert sorted(FILE_TYPES) == ALL
     assert all(check_type(name) == name for name in ALL)
-    assert ", ".join(FILE_TYPES) == convert_options.TYPES
+    assert sorted(convert_options.type_names()) == ALL
     recipes = (f"{name} ({purpose})" for name, (_, _, purpose) in RECIPES.items())
-    assert ", ".join(recipes) == convert_options.RECIPES
+    assert ", ".join(recipes) == convert_options._RECIPES
 
 
 @pytest.mark.parametrize(

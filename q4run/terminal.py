@@ -1,5 +1,6 @@
 """What is printed where: quiet lines, waiting, and text of a model made safe to look at."""
 
+import errno
 import os
 import sys
 import threading
@@ -12,11 +13,20 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from q4run.errors import Error
+
 _PATIENCE_S = 0.5
 _STALL_S = 2.0
 # Control characters steer a terminal; line feed and tab alone are text.
 _CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "�")
 _CONTROL |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+_HINTS = {
+    errno.ENOENT: "there is no such file; check the path",
+    errno.EACCES: "permission denied; check who may read or write there",
+    errno.EISDIR: "this is a folder; name a file",
+    errno.ENOSPC: "the disk is full; make room or write elsewhere",
+    errno.ENOMEM: "there is not enough memory; lower --ram-budget or --context",
+}
 
 
 def stderr_console() -> Console:
@@ -47,6 +57,22 @@ def note(text: str) -> None:
 def warn(text: str) -> None:
     """A remark on standard error about something that did not work, where things go on."""
     _remark(one_line(text), "yellow")
+
+
+def describe(exception: Exception) -> str:
+    """What went wrong and what to do about it, in one line."""
+    match exception:
+        case Error():
+            return str(exception)
+        case OSError():
+            hint = _HINTS.get(exception.errno or 0, exception.strerror or str(exception))
+            return f"{exception.filename}: {hint}" if exception.filename else hint
+        case MemoryError():
+            return _HINTS[errno.ENOMEM]
+    return (
+        f"{type(exception).__name__}: {exception}:"
+        " this is a bug; run again with --debug and report it"
+    )
 
 
 def _remark(text: str, style: str) -> None:

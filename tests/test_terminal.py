@@ -3,7 +3,7 @@
 import io
 import time
 
-from q4run.cli.terminal import (
+from q4run.terminal import (
     AnswerWriter,
     Patience,
     Waiting,
