@@ -11,7 +11,6 @@ from q4run.kernels.attention.layer import (
     OUTPUT,
     AttentionBuffers,
     AttentionRecord,
-    KeptTokens,
     attention_layer,
 )
 from q4run.kernels.attention.rows import KVRows
@@ -67,7 +66,7 @@ def _attention(kind: KVKind) -> None:
     heads = Heads(1, 1, 8, 8, np.float32(1))
     layer = AttentionRecord(_F32, _EPS, np.zeros(OUTPUT + 1, PRODUCT), heads, buffers)
     cache = KVRows(kind, np.zeros((1, 1, kind.row_length(8)), kind.dtype))
-    attention_layer(ALONE, _NO_TOKENS, layer, ByPosition(), KeptTokens(cache, cache, 0))
+    attention_layer(ALONE, _NO_TOKENS, layer, ByPosition(), cache, cache, 0)
 
 
 def _feed_forwards() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from q4run.kernels.attention.attend import attend
 from q4run.kernels.attention.heads import Heads, prepare_heads
-from q4run.kernels.attention.rows import KVRows, write_cache
+from q4run.kernels.attention.rows import write_cache
 from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.elementwise import add_into
 from q4run.kernels.products.products import run_products
@@ -42,22 +42,12 @@ class AttentionRecord(NamedTuple):
     buffers: AttentionBuffers
 
 
-class KeptTokens(NamedTuple):
-    """A layer's caches: they take the tokens of a pass at ``place`` and after.
-
-    They hold the earlier keys that these tokens see before it.
-    """
-
-    keys: KVRows
-    values: KVRows
-    place: int
-
-
 @kernel()
-def attention_layer(pool, x, layer, by_position, kept):
+def attention_layer(pool, x, layer, by_position, keys, values, place):
     """Adds a layer's attention to the stream x, float32 (n_tokens, n_embd), in place.
 
-    layer: ``AttentionRecord``; by_position: ``ByPosition``; kept: ``KeptTokens``.
+    layer: ``AttentionRecord``; by_position: ``ByPosition``; keys, values: ``KVRows``, which take
+    the tokens at ``place`` and after, and hold the earlier keys that these tokens see before it.
     """
     n_tokens = len(x)
     heads, products, buffers = layer.heads, layer.products, layer.buffers
@@ -69,10 +59,10 @@ def attention_layer(pool, x, layer, by_position, kept):
     k = _heads_of(buffers.k, n_tokens, heads.n_head_kv, heads.key_dim)
     v = _heads_of(buffers.v, n_tokens, heads.n_head_kv, heads.value_dim)
     prepare_heads(pool, q, k, heads, by_position)
-    write_cache(k, kept.keys, kept.place)
-    write_cache(v, kept.values, kept.place)
+    write_cache(k, keys, place)
+    write_cache(v, values, place)
     attended = _heads_of(buffers.attended, n_tokens, heads.n_head, heads.value_dim)
-    attend(pool, q, kept.keys, kept.values, kept.place + 1, heads.scale, attended)
+    attend(pool, q, keys, values, place + 1, heads.scale, attended)
     n_cols = heads.n_head * heads.value_dim
     quantize_tokens(pool, buffers.attended, n_tokens, n_cols, buffers.attended_int8)
     run_products(pool, products[OUTPUT:])

@@ -1,19 +1,54 @@
 """The rows of a KV cache: an array, and the kind that says what it holds."""
 
-from typing import NamedTuple
-
 import numpy as np
+from numba import typeof
+from numba.core import cgutils, types
+from numba.extending import NativeValue, make_attribute_wrapper, models, register_model, unbox
 
 from q4run.kernels.attention.kinds.base import KVKind, padded_dim, save_row
 from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.simd.memory import u8_pointer
 
 
-class KVRows(NamedTuple):
-    """Keys, or values: an array (n_head_kv, capacity, row), as ``kind`` describes it."""
+class KVRows:
+    """Keys, or values: an array (n_head_kv, capacity, row), as ``kind`` describes it.
 
-    kind: KVKind
-    array: np.ndarray
+    Has a numba type of its own, found once: numba would look at a tuple with a kind in it anew, and
+    slowly, at every call. For the same reason it is an argument by itself, in no tuple.
+    """
+
+    def __init__(self, kind: KVKind, array: np.ndarray) -> None:
+        self.kind = kind
+        self.array = array
+        self._numba_type_ = KVRowsType(kind.numba_type, typeof(array))
+
+
+class KVRowsType(types.Type):
+    """The numba type of ``KVRows``."""
+
+    def __init__(self, kind: types.Type, array: types.Type) -> None:
+        self.kind, self.array = kind, array
+        super().__init__(name=f"KVRows({kind}, {array})")
+
+
+@register_model(KVRowsType)
+class _KVRowsModel(models.StructModel):
+    def __init__(self, manager, rows):
+        super().__init__(manager, rows, [("kind", rows.kind), ("array", rows.array)])
+
+
+make_attribute_wrapper(KVRowsType, "kind", "kind")
+make_attribute_wrapper(KVRowsType, "array", "array")
+
+
+@unbox(KVRowsType)
+def _unbox_rows(rows_type, value, context):
+    rows = cgutils.create_struct_proxy(rows_type)(context.context, context.builder)
+    attribute = context.pyapi.object_getattr_string(value, "array")
+    array = context.unbox(rows_type.array, attribute)
+    context.pyapi.decref(attribute)
+    rows.kind, rows.array = context.context.get_dummy_value(), array.value
+    return NativeValue(rows._getvalue(), is_error=array.is_error, cleanup=array.cleanup)
 
 
 @inline

@@ -6,7 +6,7 @@ from gguf import MODEL_TENSOR
 from q4run.cache.keys_values import KeysValues
 from q4run.cache.state import LayerState
 from q4run.kernels.attention.heads import ByPosition, Heads
-from q4run.kernels.attention.layer import OUTPUT, AttentionRecord, KeptTokens, attention_layer
+from q4run.kernels.attention.layer import OUTPUT, AttentionRecord, attention_layer
 from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.materials import Materials
@@ -56,8 +56,8 @@ class Attention:
         assert isinstance(kept, KeysValues)
         cos, sin = positions.rotation(self._part.rope)
         by_position = ByPosition(cos, sin, self._temperatures(positions.first, len(x)))
-        caches = KeptTokens(kept.keys, kept.values, kept.place(positions.first))
-        attention_layer(pool, x, self._record, by_position, caches)
+        place = kept.place(positions.first)
+        attention_layer(pool, x, self._record, by_position, kept.keys, kept.values, place)
 
     def _temperatures(self, first_position: int, n_tokens: int) -> np.ndarray:
         """What each token's queries are multiplied by; empty where nothing is."""

@@ -412,7 +412,7 @@ def test_heads_that_do_not_fit_are_refused(kv_type):
 def test_strided_arrays_are_refused(kv_type):
     """Rows are counted flat: strides would be ignored silently."""
     q, cache = np.zeros((1, 2, 32), np.float32), empty_cache(kv_type, 2, 8, 32)
-    strided = cache._replace(array=cache.array[:, ::2])
+    strided = KVRows(cache.kind, cache.array[:, ::2])
     with pytest.raises(TypingError):
         write_cache(q, strided, 0)
     with pytest.raises(TypingError):
@@ -434,7 +434,7 @@ def test_tokens_land_at_their_positions(kv_type, head_dim):
     write_cache(rows, cache, 5)
     assert (cache.array[:, :5] == 3).all()
     padded = -(-head_dim // 32) * 32 if kv_type == "q8_0" else -(-head_dim // 8) * 8
-    written = values_in(cache._replace(array=cache.array[:, 5:]), 4, padded)
+    written = values_in(KVRows(cache.kind, cache.array[:, 5:]), 4, padded)
     assert not written[..., head_dim:].any()
     tolerance = {"f32": 0, "f16": 2.0**-11, "q8_0": 0.0045}[kv_type]
     error = np.abs(written[..., :head_dim] - rows.transpose(1, 0, 2))

@@ -71,7 +71,7 @@ def test_two_kinds_of_one_dtype_run_side_by_side(made_up_kind):
             scores = k[:n_seen, head // 2].astype(np.float64) @ q[token, head] * scale
             weights = np.exp(scores - scores.max())
             expected[token, head] = weights / weights.sum() @ v[:n_seen, head // 2]
-    results = {}
+    results: dict[str, np.ndarray] = {}
     for name in (made_up_kind, "q8_0", made_up_kind):
         kind = kinds.find_kind(name)
         caches = []
