@@ -3,8 +3,8 @@
 All windows go through a layer before the next layer's weights are read, so that every weight is
 read once however long the text is. What a layer does is what its configuration declares, as in
 ``q4run/layers``; no family's name occurs. An observer is given what each matrix multiplies.
-The runtime's own layers are not used: they want all experts of a layer in RAM where this pass
-wants one (``docs/experiments.md``).
+The runtime's own layers are not used: they hold all experts of a layer, or read them again for
+every batch, where this pass holds one and reads it once (``docs/experiments.md``).
 """
 
 from collections.abc import Callable, Sequence
