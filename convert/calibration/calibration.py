@@ -5,12 +5,12 @@ and what its matrices multiplied is kept until the next layer's turn; each matri
 computed when its rows come. The output matrix comes last, after all layers.
 """
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from gguf import MODEL_TENSOR
 
 from q4run.convert.calibration.arrays import Arrays
 from q4run.convert.calibration.compensation import (
@@ -28,7 +28,6 @@ from q4run.models.config import ModelConfig
 from q4run.models.parts import Role
 from q4run.sizes import format_size
 
-_LAYER = re.compile(r"blk\.(\d+)\.")
 # An expert's inputs are believed as far as it met tokens: the average over all of its layer's
 # experts counts as this share of a token for each column.
 _AVERAGE_TOKENS_PER_COLUMN = 0.25
@@ -80,7 +79,7 @@ class Calibration:
         self._out = out
         self._forward: Forward | None = None
         self._layer = -1
-        self._buffers: dict[str, np.ndarray] = {}
+        self._buffers: dict[MODEL_TENSOR, np.ndarray] = {}
         self._kept: dict[str, _Kept] = {}
         self._average: tuple[_Kept, np.ndarray] | None = None
         self._inputs: tuple[_Kept | None, int, Inputs] | None = None
@@ -119,10 +118,10 @@ class Calibration:
 
     def _advance_to(self, name: str) -> None:
         """Runs the layers up to the tensor's own, or all of them for the output matrix."""
-        forward, match = self._forward, _LAYER.match(name)
+        forward, layer = self._forward, self._config.tensors[name].layer
         assert forward is not None, "not started"
         n_layers = len(self._config.layers)
-        wanted = int(match[1]) if match else n_layers
+        wanted = n_layers if layer is None else layer
         while self._layer < wanted:
             self._layer += 1
             self._kept.clear()
@@ -151,13 +150,13 @@ class Calibration:
 
     def _buffer(self, name: str, n_cols: int) -> np.ndarray:
         """Room for what a tensor's matrices multiply; the same for all layers."""
-        part = _LAYER.sub("", name)
+        kind = self._config.tensors[name].kind
         n_rows = self._model[1].size
         if self._is_expert(name):
             n_rows *= max(part.n_expert_used for part in self._config.experts.values())
-        if part not in self._buffers:
-            self._buffers[part] = self._arrays.empty(n_rows, n_cols)
-        return self._buffers[part]
+        if kind not in self._buffers:
+            self._buffers[kind] = self._arrays.empty(n_rows, n_cols)
+        return self._buffers[kind]
 
     def _is_expert(self, name: str) -> bool:
         return self._config.tensors[name].role is Role.EXPERT

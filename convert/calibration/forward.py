@@ -2,7 +2,9 @@
 
 All windows go through a layer before the next layer's weights are read, so that every weight is
 read once however long the text is. What a layer does is what its configuration declares, as in
-``q4run/layers``; no family's name occurs. An observer hears what each matrix multiplies.
+``q4run/layers``; no family's name occurs. An observer is given what each matrix multiplies.
+The runtime's own layers are not used: they hold all experts of a layer, or read them again for
+every batch, where this pass holds one and reads it once (``docs/experiments.md``).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +21,19 @@ from q4run.models.config import ModelConfig
 from q4run.models.parts import Attention, DenseFeedForward, Experts, Gating, Role, Tensor, by_kind
 from q4run.models.parts import FeedForward as FeedForwardPart
 
-# Hears (tensors, matrix, tokens, inputs): the matrices of that index of the named tensors multiply
+# Is given (tensors, matrix, tokens, inputs): matrix ``matrix`` of each named tensor multiplies
 # ``inputs``, float32 (len(tokens), n_cols), which is only valid during the call; ``tokens``: their
 # places among all tokens, int64 (or a range).
 Observer = Callable[[tuple[str, ...], int, np.ndarray, np.ndarray], None]
-# Called with how many tokens went through half a layer.
+# Is called with how many tokens went through half a layer.
 Tick = Callable[[int], None]
 
 # Takes (tokens, inputs, observe) through one feed-forward.
 FeedForward = Callable[[np.ndarray, np.ndarray, Observer], np.ndarray]
 
 N_BATCH = 512
+# The matrices that multiply the same normed stream.
+_SOURCES = (MODEL_TENSOR.ATTN_Q, MODEL_TENSOR.ATTN_K, MODEL_TENSOR.ATTN_V)
 # Reading a matrix takes its stored form as well, and a band of it on its way to float32.
 _READ_BYTES = 64 * 2**20
 
@@ -133,11 +137,13 @@ class Forward:
 
     def _attention(self, i: int, observe: Observer, tick: Tick) -> None:
         part = self._config.layers[i].attention
-        norm_tensor, *sources, output_tensor = part.tensors(self._config.n_embd, i)
+        tensors = by_kind(part.tensors(self._config.n_embd, i))
+        sources = [tensors[kind] for kind in _SOURCES]
         names = tuple(tensor.name for tensor in sources)
         q, k, v = (self._matrix(tensor) for tensor in sources)
+        output_tensor = tensors[MODEL_TENSOR.ATTN_OUT]
         output = self._matrix(output_tensor)
-        norm = self._vector(norm_tensor)
+        norm = self._vector(tensors[MODEL_TENSOR.ATTN_NORM])
         rotation, eps = self._positions.rotation(part.rope), self._config.rms_norm_eps
         context = self._windows.shape[1]
         for start in range(0, self.n_tokens, context):
