@@ -1,13 +1,18 @@
 """Compiling kernels with numba: once per machine, version and SIMD target, then from disk."""
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core import config
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 from q4run.kernels.compiling.target import TARGET
 
@@ -49,29 +54,54 @@ def can_cache() -> bool:
     return _CAN_CACHE
 
 
+class _KernelCache(FunctionCache):
+    """Numba's, in q4run's folder, and safe where several processes compile.
+
+    Numba numbers the files of a function's variants. Two processes that save at the same moment
+    would take the same number, and one variant's code would be run as another's.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        saved = config.CACHE_DIR
+        config.CACHE_DIR = str(CACHE_FOLDER)
+        try:
+            super().__init__(function)
+        finally:
+            config.CACHE_DIR = saved
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with (CACHE_FOLDER / "lock").open("ab") as file:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            super().save_overload(sig, data)
+
+
 def kernel(**options: Any) -> Callable[[Callable], Callable]:
     """``numba.njit`` with q4run's cache folder: for the functions that Python calls.
 
     Where the folder cannot be written to, every process compiles for itself.
     """
-    return _in_cache_folder(numba.njit(cache=_CAN_CACHE, nogil=True, **options))
+
+    def decorate(function: Callable) -> Callable:
+        compiled = numba.njit(nogil=True, **options)(function)
+        if _CAN_CACHE:
+            compiled._cache = _KernelCache(function)
+        return compiled
+
+    return decorate
 
 
-def _in_cache_folder(decorate: Callable[[Callable], Any]) -> Callable[[Callable], Any]:
-    def decorate_in_folder(function: Callable) -> Any:
-        saved = config.CACHE_DIR
-        config.CACHE_DIR = str(CACHE_FOLDER)
-        try:
-            return decorate(function)
-        finally:
-            config.CACHE_DIR = saved
-
-    return decorate_in_folder
-
-
-def c_function(signature: Any) -> Callable[[Callable], Any]:
+def c_function(signature: Any) -> Callable[[Callable], CFunc]:
     """``numba.cfunc`` with q4run's cache folder: compiled functions that are called by address."""
-    return _in_cache_folder(lambda function: numba.cfunc(signature, cache=_CAN_CACHE)(function))
+
+    def decorate(function: Callable) -> CFunc:
+        compiled = CFunc(function, normalize_signature(signature), locals={}, options={})
+        if _CAN_CACHE:
+            compiled._cache = _KernelCache(function)
+        compiled.compile()
+        return compiled
+
+    return decorate
 
 
 def inline(function: Callable) -> Callable:

@@ -93,3 +93,54 @@ def test_ctrl_c_while_compiling_ends_both(tmp_path):
         assert "KeyboardInterrupt" in complaints
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # nobody of the group is left
+
+
+# Two variants of one function: numba keeps them in numbered files behind one index.
+VARIANTS = """
+import sys, time
+from numba import int64
+from numba.core.caching import IndexDataCacheFile
+from q4run.kernels.compile import c_function
+
+def variant_of(number):
+    @c_function(int64(int64))
+    def variant(x):
+        return x + number
+    return variant
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    if number := int(sys.stdin.readline()):
+        load_index = IndexDataCacheFile._load_index
+        IndexDataCacheFile._load_index = lambda file: (load_index(file), time.sleep(0.5))[0]
+        variant_of(number)
+    else:
+        variants = [variant_of(1000), variant_of(2000)]
+        print([v.ctypes(7) for v in variants], [v.cache_hits for v in variants])
+"""
+
+
+def test_processes_that_save_at_the_same_time_keep_all_variants(tmp_path):
+    program = tmp_path / "variants.py"
+    program.write_text(VARIANTS)
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, str(program)],
+            env=os.environ | {"Q4RUN_CACHE": str(tmp_path / "cache")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    writers = [start(), start()]
+    for writer, number in zip(writers, (1000, 2000), strict=True):
+        writer.stdin.write(f"{number}\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=300)
+        assert writer.returncode == 0
+    printed, _ = start().communicate("0\n", timeout=300)
+    assert printed == "[1007, 2007] [1, 1]\n"
