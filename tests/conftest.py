@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 from q4run.kernels.threads.pool import ALONE, Pool, ThreadPool
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# A shell that runs the tests in the background has them and all they start ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
