@@ -214,18 +214,49 @@ def test_the_table_has_every_figure(model, known_read_limit):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_what_was_in_the_page_cache_is_not_called_cold(model, monkeypatch, known_read_limit):
-    monkeypatch.setattr(compare, "drop_from_page_cache", lambda path: path.read_bytes())
-    result = bench(model, "--cold")
-    if DISK_BYTES is int:
-        assert re.search(r"1 thread +first", result.stdout)
-        assert re.search(r"really from disk +0 %", result.stdout)
-        assert "first, not cold: the kernel counts only 0 %" in " ".join(result.stderr.split())
+@pytest.fixture(scope="module")
+def cold_run(model) -> list[dict[str, Any]]:
+    prompt, continuation = speed.choose_tokens(model, 20, 6)
+    request = compare.Request(
+        str(model), prompt, continuation, context=26, threads=1, warm_up=False
+    )
+    return compare.run_in_turn(request, runs=1)[compare.Q4RUN]
 
 
-def test_where_nothing_can_be_dropped_it_says_so(model, monkeypatch, known_read_limit):
+@pytest.fixture
+def bench_cold(model, cold_run, known_read_limit, monkeypatch):
+    """``bench --cold`` where the kernel counts ``share`` of what was read as read from disk.
+
+    The real share says little of so small a file: a page of the program itself counts as well.
+    """
+
+    def run(share: float | None) -> Any:
+        figures = [figures | {"from_disk_share": share} for figures in cold_run]
+        monkeypatch.setattr(compare, "_run", lambda *words: figures)
+        return bench(model, "--cold")
+
+    return run
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.89])
+def test_what_was_in_the_page_cache_is_not_called_cold(bench_cold, share):
+    result = bench_cold(share)
+    assert re.search(r"1 thread +first", result.stdout)
+    assert re.search(rf"really from disk +{share * 100:.0f} %", result.stdout)
+    warning = f"first, not cold: the kernel counts only {share * 100:.0f} %"
+    assert warning in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("share", [None, 0.9, 1.0])
+def test_what_came_from_disk_is_called_cold(bench_cold, share):
+    result = bench_cold(share)
+    assert re.search(r"1 thread +cold", result.stdout)
+    assert "not cold" not in result.stderr
+
+
+def test_where_nothing_can_be_dropped_it_says_so(bench_cold, monkeypatch):
     monkeypatch.setattr("q4run.cli.bench_report.CAN_DROP", False)
-    result = bench(model, "--cold")
+    result = bench_cold(1.0)
     assert re.search(r"1 thread +first", result.stdout)
     assert "first, not cold: this system lets no program drop a file" in result.stderr
 
