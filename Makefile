@@ -29,7 +29,7 @@ check: .venv/installed
 	.venv/bin/python -m q4run.bench.pages.report --check
 
 test: .venv/installed
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n 2 $(ARGS)
 
 coverage: .venv/installed
 	.venv/bin/coverage erase
