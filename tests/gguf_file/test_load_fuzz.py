@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import gguf
@@ -27,13 +28,14 @@ def good_files(tmp_path_factory) -> dict[str, Path]:
     return files
 
 
-def wrong_values(path: Path) -> Iterator[tuple[str, int, float]]:
-    """Every number among the metadata, the first of each array included, with what to put there."""
-    for key, field in gguf.GGUFReader(path).fields.items():
+def wrong_files(path: Path) -> Iterator[bytes]:
+    """Copies with another value for one number of the metadata, or for the first of an array."""
+    good = path.read_bytes()
+    reader = gguf.GGUFReader(path)
+    for key, field in reader.fields.items():
         if key.startswith("GGUF.") or not field.data:
             continue
-        part = field.data[0]
-        old = field.parts[part]
+        old = field.parts[field.data[0]]
         if old.dtype == np.float32:
             values: list[float] = FLOATS
         elif old.dtype in (np.uint32, np.int32):
@@ -42,36 +44,39 @@ def wrong_values(path: Path) -> Iterator[tuple[str, int, float]]:
             values = [0, 1]
         else:
             continue
-        yield from ((key, part, value) for value in values)
+        start = old.ctypes.data - reader.data.ctypes.data
+        for value in values:
+            new = np.array([value], old.dtype).tobytes()
+            yield good[:start] + new + good[start + len(new) :]
 
 
 def use(path: Path) -> None:
     """Loads the model and runs more tokens than fit into a small chunk."""
-    with q4run.load(path, ram_budget="200M", context=64) as model:
+    with q4run.load(path, ram_budget="200M", context=64, threads=1) as model:
         model.tokenize("hello world")
         list(model.generate([1, 2, 3, 4], max_tokens=12))
         model.logits(list(range(30)))
 
 
+PARTS = [0, *(pytest.param(part, marks=pytest.mark.exhaustive) for part in range(1, 4))]
+
+
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", [*CASES, "mixtral_top_2"])
-def test_any_number_gives_a_run_or_one_clear_line(name, good_files, tmp_path):
+def test_any_number_gives_a_run_or_one_clear_line(name, part, good_files, tmp_path):
     path = tmp_path / "wrong.gguf"
     n_runs = 0
     messages: list[str] = []
-    for key, part, value in wrong_values(good_files[name]):
-        shutil.copy(good_files[name], path)
-        reader = gguf.GGUFReader(path, "r+")
-        reader.fields[key].parts[part][0] = value
-        reader.data.flush()
-        del reader
+    for content in islice(wrong_files(good_files[name]), part, None, len(PARTS)):
+        path.write_bytes(content)
         try:
             use(path)
             n_runs += 1
         except q4run.Error as error:
             messages.append(str(error))
-    assert n_runs > 20
-    assert len(messages) > 20
+    assert n_runs > 5
+    assert len(messages) > 5
     assert not any("\n" in message for message in messages)
 
 
