@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from helpers.fake_peer import DISK_BYTES, make_fake_peer
 import q4run
 from q4run.bench.figures.figures import median_of, ratios_of
 from q4run.bench.figures.stored import Results
+from q4run.bench.figures.tables import number
 from q4run.bench.measure import compare, limits, speed
 from q4run.bench.models.synthetic import write_model
 from q4run.bench.pages import bench_runs
@@ -127,6 +129,27 @@ def known_read_limit(monkeypatch):
     monkeypatch.setattr("q4run.planning.memory_speed.read_limit", lambda threads: READ_LIMIT)
 
 
+@pytest.fixture(scope="module")
+def figures_of_requests() -> dict[str, list[dict[str, Any]]]:
+    return {}
+
+
+@pytest.fixture
+def quick_runs(figures_of_requests, monkeypatch) -> None:
+    """q4run runs a request once for all tests that ask for this fixture; a peer runs each time."""
+    run = compare._run
+
+    def run_once(name: str, command: list[str], request: compare.Request) -> Any:
+        if name == compare.LLAMA_CPP:
+            return run(name, command, request)
+        key = repr(request)
+        if key not in figures_of_requests:
+            figures_of_requests[key] = run(name, command, request)
+        return deepcopy(figures_of_requests[key])
+
+    monkeypatch.setattr(compare, "_run", run_once)
+
+
 def bench(*arguments: object) -> Any:
     """Runs it in this process, briefly, on one thread."""
     return invoke("bench", *arguments, "-p", 20, "-n", 6, "--runs", 2, "--threads", 1)
@@ -189,7 +212,7 @@ def test_one_start_alone(model, start, known_read_limit):
     assert other not in result.stderr.splitlines()[1]
 
 
-def test_the_table_has_every_figure(model, known_read_limit):
+def test_the_table_has_every_figure(model, known_read_limit, quick_runs):
     result = bench(model)
     assert result.exit_code == 0, result.stderr
     both = r"[\d.]+(  \([\d.]+ to [\d.]+\))? +[\d.]+"
@@ -362,7 +385,7 @@ def peer(tmp_path):
     return make
 
 
-def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_limit):
+def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_limit, quick_runs):
     python, log = peer()
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python, "--json")
     assert result.exit_code == 0, result.stderr
@@ -401,7 +424,9 @@ def test_both_programs_run_the_same_and_are_compared(model, peer, known_read_lim
         }
 
 
-def test_its_json_is_what_the_report_reads(model, peer, known_read_limit, monkeypatch, tmp_path):
+def test_its_json_is_what_the_report_reads(
+    model, peer, known_read_limit, monkeypatch, tmp_path, quick_runs
+):
     python, _ = peer()
     words = ("bench", str(model), "--vs", "llama.cpp", "--peer-python", str(python), "--json")
     monkeypatch.setattr("sys.argv", ["q4run", *words])
@@ -410,16 +435,14 @@ def test_its_json_is_what_the_report_reads(model, peer, known_read_limit, monkey
     (record,) = bench_runs.small_scouts(Results(tmp_path)).values()
     assert bench_runs.command_of(record) == "q4run bench FILE --vs llama.cpp"
     assert record.number("read_limit") == READ_LIMIT
-    assert bench_runs.ratio_of(record, "decode").startswith(
-        f"{record.number('ratio.decode'):.2f}"[:3]
-    )
+    assert bench_runs.ratio_of(record, "decode").startswith(number(record.number("ratio.decode")))
     assert bench_runs.made_of([record]).endswith("1 thread; reads by pread; a fake.")
     page = "\n".join(PAGES["speed-small-scout"](Results(tmp_path)))
     assert re.search(r"\n\| decoding 6, tok/s \| [\d.]+ \|\n\| – llama.cpp \| 50.0 \|\n", page)
     assert re.search(r"\n\| – llama.cpp \| 1.00 GB \|\n\| – q4run over it \| 0.\d\d", page)
 
 
-def test_the_table_has_both_programs_and_the_ratios(model, peer, known_read_limit):
+def test_the_table_has_both_programs_and_the_ratios(model, peer, known_read_limit, quick_runs):
     python, _ = peer()
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python)
     assert re.search(r"q4run +llama\.cpp +ratio", result.stdout), result.stderr
@@ -446,7 +469,7 @@ def test_a_peer_that_is_not_there_is_one_error_line(model, peer, tmp_path):
     assert not log.exists()
 
 
-def test_a_peer_that_fails_is_one_error_line(model, peer):
+def test_a_peer_that_fails_is_one_error_line(model, peer, quick_runs):
     python, _ = peer(fails=True)
     result = bench(model, "--vs", "llama.cpp", "--peer-python", python)
     assert result.exit_code == 1

@@ -26,6 +26,12 @@ HEADER = {version: rich_file(version).index(bytes(range(256))) for version in (1
 V3 = Builder()
 
 
+def write(path: Path, content: bytes) -> None:
+    """A new file each time: where one is replaced, some file systems wait for the disk."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
 def opens(path: Path) -> bool:
     """Whether the file opens; if so, everything in it must be usable and inside the file."""
     try:
@@ -50,7 +56,7 @@ def outcomes(path: Path, cases: Iterator[bytes]) -> tuple[int, int]:
     """How many cases opened, and how many were refused."""
     opened = refused = 0
     for content in cases:
-        path.write_bytes(content)
+        write(path, content)
         if opens(path):
             opened += 1
         else:
@@ -120,7 +126,7 @@ def test_cut_out_and_inserted_pieces(tmp_path: Path) -> None:
 def test_every_truncation(tmp_path: Path, version: int) -> None:
     content, path = rich_file(version), tmp_path / "model.gguf"
     for length in range(len(content)):
-        path.write_bytes(content[:length])
+        write(path, content[:length])
         with pytest.raises(FormatError) as caught:
             open_gguf(path)
         assert "\n" not in str(caught.value)
@@ -160,7 +166,7 @@ def test_damaged_parts_of_a_split_model(tmp_path: Path) -> None:
         which = chance.randrange(2)
         damaged[which][chance.randrange(len(damaged[which]) - 32)] = chance.randrange(256)
         for path, content in zip(paths, damaged, strict=True):
-            path.write_bytes(content)
+            write(path, content)
         try:
             model = open_gguf(paths[0])
         except Error:
@@ -184,7 +190,7 @@ def peak_of(tmp_path: Path) -> Callable[[bytes], tuple[str, int]]:
 
     def measure(header: bytes) -> tuple[str, int]:
         path = tmp_path / "model.gguf"
-        path.write_bytes(header)
+        write(path, header)
         try:
             with path.open("r+b") as file:
                 file.truncate(HUGE_SIZE)

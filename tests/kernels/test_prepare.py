@@ -50,6 +50,7 @@ def run(folder: Path, *words: str) -> list[int]:
     return [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_the_compilers_memory_is_another_processes(tmp_path):
     n_started, _, n_before, n_after, peak = run(tmp_path)
@@ -63,8 +64,10 @@ def test_the_compilers_memory_is_another_processes(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_several_processes_share_the_work(tmp_path):
+    """And the memory it takes."""
     n_started, _, n_before, n_after, peak = run(tmp_path, "three")
     assert (n_started, n_before) == (3, 0)
+    assert n_after > 5
     n_started, _, _, n_again, next_peak = run(tmp_path)
     assert (n_started, n_again) == (0, n_after)
     assert peak < next_peak + 20_000_000
@@ -100,7 +103,7 @@ VARIANTS = """
 import sys, time
 from numba import int64
 from numba.core.caching import IndexDataCacheFile
-from q4run.kernels.compile import c_function
+from q4run.kernels.compiling.compile import c_function
 
 def variant_of(number):
     @c_function(int64(int64))
