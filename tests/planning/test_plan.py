@@ -406,8 +406,11 @@ def test_kernels_are_measured(name, monkeypatch):
     monkeypatch.setattr("q4run.planning.fill_speed._FILE_BYTES", 4 << 20)
     with machine_speed.ThreadPool(1) as pool:
         speed = measure_kernels(find_format(GGMLQuantizationType[name]), pool.state, 1)
-    for figure in (speed.memory, speed.core, speed.fill, speed.first_fill):
+    for figure in (speed.memory, speed.core):
         assert 1e5 < figure < 1e13
+    # What filling costs is a difference: beside a busy program it may seem to be nothing.
+    for figure in (speed.fill, speed.first_fill):
+        assert 1e5 < figure < 1e17
     assert 0 <= speed.fill_s < 1
     assert 1e7 < speed.prompt < 1e14
     assert 0 <= speed.region_s < 1
