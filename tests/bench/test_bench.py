@@ -686,8 +686,10 @@ def test_the_read_limit_is_a_plausible_speed(monkeypatch):
 
 def test_the_runtime_does_not_import_it():
     code = """
-        import sys import q4run.model, q4run.generation.completion, q4run.generation.conversation,
-        q4run.cli.bench assert not [name for name in sys.modules if name.startswith("q4run.bench")]
+        import sys
+        import q4run.model, q4run.generation.completion, q4run.generation.conversation
+        import q4run.cli.bench
+        assert not [name for name in sys.modules if name.startswith("q4run.bench")]
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False

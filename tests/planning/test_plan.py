@@ -420,9 +420,9 @@ def test_kernels_are_measured(name, monkeypatch):
 @pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 def test_attention_is_measured(kv_type, monkeypatch):
     monkeypatch.setattr("q4run.planning.attention_speed._CACHED_BYTES", 1 << 20)
-    config = read_config(described("small", geometry=SMALL))
+    part = read_config(described("small", geometry=SMALL)).layers[0].attention
     with machine_speed.ThreadPool(1) as pool:
-        speed = measure_attention(config, kv_type, pool.state, 1)
+        speed = measure_attention(part, kv_type, pool.state, 1)
     assert 1e5 < speed.decode < 1e13
     assert 1e6 < speed.prompt < 1e14
 
