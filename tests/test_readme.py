@@ -57,7 +57,13 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.stem)
+PAGES = [
+    ROOT / "README.md",
+    *(pytest.param(page, marks=pytest.mark.exhaustive) for page in DOCS),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_work_in_their_order(page, tmp_path):
     found = commands(page.read_text())
     if not found:
