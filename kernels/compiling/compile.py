@@ -95,7 +95,7 @@ def c_function(signature: Any) -> Callable[[Callable], CFunc]:
     """``numba.cfunc`` with q4run's cache folder: compiled functions that are called by address."""
 
     def decorate(function: Callable) -> CFunc:
-        compiled = CFunc(function, normalize_signature(signature), locals={}, options={})
+        compiled: Any = CFunc(function, normalize_signature(signature), locals={}, options={})
         if _CAN_CACHE:
             compiled._cache = _KernelCache(function)
         compiled.compile()
