@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _has_ended(pid: int) -> bool:
 
 def _written(out: Path) -> int:
     for path in (out, out.with_name(f".{out.name}.partial")):
-        if path.exists():
+        with suppress(FileNotFoundError):  # the one becomes the other at the end
             return path.stat().st_size
     return 0
 
@@ -144,8 +145,11 @@ def run(arguments: argparse.Namespace) -> bool:
     numbers = random.Random(arguments.seed)
     points = sorted(numbers.uniform(*SHARES) for _ in range(arguments.stops))
     stops = [Stop(SIGNALS[n % len(SIGNALS)], int(share * n_out)) for n, share in enumerate(points)]
-    runs = [whole, *(convert(source, out, arguments, stop) for stop in stops)]
-    runs.append(convert(source, out, arguments, None))
+    runs = [whole]
+    for stop in (*stops, None):
+        # A run that came to its end before it was stopped has left nothing to resume.
+        out.unlink(missing_ok=True)
+        runs.append(convert(source, out, arguments, stop))
     same = _digest(out) == expected
     out.unlink()
 

@@ -1,8 +1,10 @@
 """The synthetic checkpoint and the measurement of big conversions, at a size for tests."""
 
+import argparse
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers.converting import load_checkpoint
@@ -63,6 +65,21 @@ def test_the_measurement_end_to_end(tmp_path, capsys, monkeypatch):
     assert len(content["runs"]) == 4
     assert all(0 < run["peak"] < 1.15e9 for run in content["runs"])
     assert str(tmp_path) not in stored.read_text()
+
+
+def test_a_run_that_ends_before_its_stop_is_followed_by_a_whole_one(tmp_path, monkeypatch):
+    def convert(source: Path, out: Path, *_: object) -> big_checkpoint.Run:
+        assert not out.exists()
+        out.write_bytes(b"all of it")
+        return big_checkpoint.Run("to the end", 1.0, 1, 0, 9)
+
+    monkeypatch.setattr(big_checkpoint, "convert", convert)
+    monkeypatch.setattr(big_checkpoint, "_prepare", lambda *_: 100)
+    monkeypatch.setattr(big_checkpoint, "_planned_size", lambda *_: 9)
+    arguments = argparse.Namespace(
+        folder=tmp_path, size=100, type="q8_0", stops=2, seed=0, max_ram=10**9, json=None
+    )
+    assert big_checkpoint.run(arguments)
 
 
 def test_too_little_disk_space_is_told_first(tmp_path, monkeypatch):
