@@ -5,6 +5,7 @@ from gguf import MODEL_TENSOR
 
 from q4run.cache.keys_values import KeysValues
 from q4run.cache.state import LayerState
+from q4run.errors import UnsupportedError
 from q4run.kernels.attention.heads import ByPosition, Heads
 from q4run.kernels.attention.layer import OUTPUT, AttentionRecord, attention_layer
 from q4run.kernels.products.products import PRODUCT
@@ -23,6 +24,8 @@ class Attention:
 
     def __init__(self, part: parts.Attention, i: int, materials: Materials) -> None:
         weights, config, workspace = materials.weights, materials.config, materials.workspace
+        if part.qk_norm is parts.QKNorm.WEIGHTED:
+            raise UnsupportedError(f"{weights.path}: a q/k norm with weights cannot be run yet")
         tensors = parts.by_kind(part.tensors(config.n_embd, i))
         q = weights.matrix(tensors[MODEL_TENSOR.ATTN_Q])
         k = weights.matrix(tensors[MODEL_TENSOR.ATTN_K])

@@ -396,7 +396,7 @@ class Interruption:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._layers = model.transformer._layers
+        self._layers = model.transformer._stack._layers
 
     def after(self, n_calls: int, event: Callable[[], None]) -> None:
         left = n_calls
@@ -411,10 +411,10 @@ class Interruption:
 
             return call
 
-        self._model.transformer._layers = [watched(layer) for layer in self._layers]
+        self._model.transformer._stack._layers = [watched(layer) for layer in self._layers]
 
     def stop(self) -> None:
-        self._model.transformer._layers = self._layers
+        self._model.transformer._stack._layers = self._layers
 
 
 def fail() -> None:

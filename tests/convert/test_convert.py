@@ -397,7 +397,8 @@ def test_codecs_keep_within_the_memory_reckoned_for_them(fmt):
 
 def test_block_plans_fit_the_memory_they_are_given(checkpoint_of, tmp_path, monkeypatch):
     # What the process really holds grows by the kernels that earlier tests did not compile.
-    monkeypatch.setattr("q4run.convert.pipeline._held_memory", lambda: 100_000_000)
+    for module in ("pipeline", "output.memory"):
+        monkeypatch.setattr(f"q4run.convert.{module}.held_memory", lambda: 100_000_000)
     with pytest.raises(BudgetError, match=r"the least that works is --max-ram (\d+)M") as error:
         convert(checkpoint_of("llama4_scout"), tmp_path / "model.gguf", type="f32", max_ram=10**6)
     assert not list(tmp_path.glob("*.gguf"))
