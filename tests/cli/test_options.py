@@ -18,13 +18,13 @@ from q4run.disk import methods
 from q4run.disk.methods import METHODS
 from q4run.experts.policies import POLICIES
 from q4run.experts.prefetch import PREFETCH
-from q4run.settings import kv_kinds
+from q4run.kernels.attention.kinds import kind_names
 
 CHOICES = {
     "--io": ["auto", *METHODS],
     "--cache": list(POLICIES),
     "--prefetch": list(PREFETCH),
-    "--kv-type": kv_kinds(),
+    "--kv-type": kind_names(),
 }
 MADE_UP = """
 from q4run.disk.methods.pread import Pread
