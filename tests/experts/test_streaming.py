@@ -199,7 +199,7 @@ def test_a_trace_tells_what_was_used(path, tmp_path):
 
 
 def test_an_unknown_policy_is_an_error(path):
-    with pytest.raises(Error, match="no cache policy 'fifo'; choose lru or layers"):
+    with pytest.raises(Error, match="no cache policy 'fifo'; choose layers or lru"):
         q4run.load(path, cache="fifo")
 
 
