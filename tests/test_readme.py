@@ -114,4 +114,4 @@ def test_the_figures_of_the_budget_are_the_programs():
 def test_the_gate_finds_the_test_command():
     marked = README.partition("<!-- test command -->\n```bash\n")[2].partition("```")[0]
     assert marked.count("\n") == 1
-    assert marked.strip().endswith(".venv/bin/pytest")
+    assert marked.strip().endswith(".venv/bin/pytest -n 2")
