@@ -30,6 +30,7 @@ from q4run.bench.figures.tables import console
 from q4run.bench.models.checkpoints import write_checkpoint
 from q4run.errors import Error
 from q4run.kernels.formats import find_format_named
+from q4run.machine.memory import peak_rss_of
 from q4run.sizes import format_size
 
 # Allocators keep a little, and the kernel counts pages a moment late.
@@ -66,12 +67,12 @@ def convert(source: Path, out: Path, arguments: argparse.Namespace, stop: Stop |
     before = _written(out)
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        end = "to the end"
-        while stop is not None and not _has_ended(process.pid):
-            if _written(out) >= stop.n_bytes:
+        end, seen = "to the end", 0
+        while not _has_ended(process.pid):
+            seen = max(seen, peak_rss_of(process.pid) or 0)
+            if stop is not None and end == "to the end" and _written(out) >= stop.n_bytes:
                 process.send_signal(stop.number)
                 end = f"{stop.number.name} at {format_size(stop.n_bytes)}"
-                break
             time.sleep(0.02)
         assert process.stderr is not None
         message = process.stderr.read().decode()
@@ -80,7 +81,8 @@ def convert(source: Path, out: Path, arguments: argparse.Namespace, stop: Stop |
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in ((0,) if stop is None else (0, -stop.number, 128 + stop.number)):
         raise Error(f"convert failed ({process.returncode}): {message.strip()[-500:]}")
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # Where the child's own peak can be seen: what the parent held counts in Linux's usage.
+    peak = seen or usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Run(end, time.monotonic() - started, peak, before, _written(out))
 
 

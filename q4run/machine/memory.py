@@ -81,10 +81,20 @@ def _reclaimable(folder: Path, names: Sequence[str]) -> int:
 
 def peak_rss() -> int:
     """The most resident memory this process has ever held, in bytes."""
+    # Linux's getrusage would also count what the parent held before the exec.
+    if (peak := peak_rss_of("self")) is not None:
+        return peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_rss_of(process: int | str) -> int | None:
+    """Returns the most resident memory that a process has held since its exec, in bytes.
+
+    process: its number, or ``"self"``. None where the system does not say, or it has ended.
+    """
     try:
-        status = Path("/proc/self/status").read_text()
-        # Linux's getrusage would also count what the parent held before the exec.
+        status = Path(f"/proc/{process}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return None

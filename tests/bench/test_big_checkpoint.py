@@ -49,8 +49,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 def test_the_measurement_end_to_end(tmp_path, capsys, monkeypatch):
     folder, stored = tmp_path / "folder", tmp_path / "stored.json"
-    # Linux counts what this process, the parent, held: more than 1 GB late in a run of all tests.
-    arguments = [str(folder), "--size", "30M", "--max-ram", "3G", "--stops", "2"]
+    arguments = [str(folder), "--size", "30M", "--max-ram", "1G", "--stops", "2"]
     arguments += ["--json", str(stored)]
     monkeypatch.setattr(sys, "argv", ["big_checkpoint", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -64,7 +63,7 @@ def test_the_measurement_end_to_end(tmp_path, capsys, monkeypatch):
     assert content["same_bytes"]
     assert content["checkpoint_bytes"] == pytest.approx(30e6, rel=0.1)
     assert len(content["runs"]) == 4
-    assert all(0 < run["peak"] < 3.45e9 for run in content["runs"])
+    assert all(0 < run["peak"] < 1.15e9 for run in content["runs"])
     assert str(tmp_path) not in stored.read_text()
 
 
