@@ -5,14 +5,9 @@ from functools import partial
 
 import numpy as np
 
-from q4run.kernels.attention.heads import ByPosition, Heads
+from q4run.kernels.attention.heads import NO_ANGLES, NO_TEMPERATURES
 from q4run.kernels.attention.kinds.base import KVKind
-from q4run.kernels.attention.layer import (
-    OUTPUT,
-    AttentionBuffers,
-    AttentionRecord,
-    attention_layer,
-)
+from q4run.kernels.attention.layer import ATTENTION, attention_layer
 from q4run.kernels.attention.rows import KVRows
 from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, route, run_experts
@@ -62,11 +57,10 @@ def _format(fmt: Format) -> None:
 
 
 def _attention(kind: KVKind) -> None:
-    buffers = AttentionBuffers(_F32, _INT8, _F32, _F32, _F32, _F32, _INT8, _F32)
-    heads = Heads(1, 1, 8, 8, np.float32(1))
-    layer = AttentionRecord(_F32, _EPS, np.zeros(OUTPUT + 1, PRODUCT), heads, buffers)
+    layer = np.zeros(1, ATTENTION)
+    layer["heads"]["n_head"] = layer["heads"]["n_head_kv"] = 1
     cache = KVRows(kind, np.zeros((1, 1, kind.row_length(8)), kind.dtype))
-    attention_layer(ALONE, _NO_TOKENS, layer, ByPosition(), cache, cache, 0)
+    attention_layer(ALONE, _NO_TOKENS, layer, NO_ANGLES, NO_TEMPERATURES, cache, cache, 0)
 
 
 def _feed_forwards() -> None:

@@ -21,12 +21,12 @@ def attend(
     v: np.ndarray,
     part: Attention,
     eps: float,
-    rotation: tuple[np.ndarray, np.ndarray],
+    rotation: np.ndarray,
 ) -> np.ndarray:
     """What the output matrix multiplies: float32 (n_tokens, part.attended_width).
 
     q, k, v: float32 (n_tokens, heads * head_dim) of a sequence that starts at position 0;
-    eps: of the q/k norm; rotation: cos and sin of its RoPE angles, (n_tokens, rope.dim / 2).
+    eps: of the q/k norm; rotation: cos and sin of its RoPE angles, (2, n_tokens, rope.dim / 2).
     """
     n_tokens = len(q)
     queries = q.reshape(n_tokens, part.n_head, part.key_dim)
@@ -58,7 +58,7 @@ def attend(
     return attended.reshape(n_tokens, -1)
 
 
-def _rotate(x: np.ndarray, rotation: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _rotate(x: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     """RoPE on the pairs (0, 1), (2, 3), ... of each head, (n_tokens, heads, head_dim)."""
     cos, sin = (part[:, None] for part in rotation)
     n_rotated = 2 * cos.shape[-1]

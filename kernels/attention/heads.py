@@ -1,7 +1,5 @@
 """What heads are, and what is done to queries and keys before they meet."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from q4run.kernels.compiling.compile import kernel
@@ -10,52 +8,44 @@ from q4run.kernels.rope import rotate_adjacent
 from q4run.kernels.threads.tasks import run_tasks
 from q4run.kernels.tokens import count_tasks, tokens_of
 
-NO_ANGLES = np.empty((1, 0), np.float32)
+NO_ANGLES = np.empty((2, 1, 0), np.float32)
+NO_TEMPERATURES = np.empty(0, np.float32)
 
-
-class Heads(NamedTuple):
-    """A layer's heads. scale: of the scores; qk_norm: RMS norm after RoPE, without weights."""
-
-    n_head: int
-    n_head_kv: int
-    key_dim: int
-    value_dim: int
-    scale: np.float32
-    qk_norm: bool = False
-    eps: np.float32 = np.float32(0)  # of that norm
-
-
-class ByPosition(NamedTuple):
-    """What depends on where the tokens of a pass stand.
-
-    cos, sin: of RoPE's angles, float32 (n_tokens, n_rot / 2), or (1, 0) without RoPE;
-    temperatures: what queries are multiplied by, float32 (n_tokens,), or empty.
-    """
-
-    cos: np.ndarray = NO_ANGLES
-    sin: np.ndarray = NO_ANGLES
-    temperatures: np.ndarray = np.empty(0, np.float32)
+# A layer's heads. A new property is a field; 0, which stands for none, is its default.
+HEADS = np.dtype(
+    [
+        ("n_head", np.int64),
+        ("n_head_kv", np.int64),
+        ("key_dim", np.int64),
+        ("value_dim", np.int64),
+        ("scale", np.float32),  # of the scores
+        ("qk_norm", np.bool_),  # an RMS norm after RoPE, without weights
+        ("eps", np.float32),  # of that norm
+    ]
+)
 
 
 @kernel()
-def prepare_heads(pool, q, k, heads, by_position):
+def prepare_heads(pool, q, k, heads, angles, temperatures):
     """RoPE, q/k norm and attention temperature, each where the layer has it, in place.
 
-    q: float32 (n_tokens, n_head, key_dim), k alike; heads: ``Heads``; by_position: ``ByPosition``.
+    q: float32 (n_tokens, n_head, key_dim), k alike; heads: a ``HEADS``; angles: cos and sin of
+    RoPE's, float32 (2, n_tokens, n_rot / 2), or ``NO_ANGLES``; temperatures: what queries are
+    multiplied by, float32 (n_tokens,), or ``NO_TEMPERATURES``.
     """
-    run_tasks(pool, count_tasks(len(q)), _prepare_heads, (q, k, heads, by_position))
+    arguments = (q, k, heads, angles, temperatures)
+    run_tasks(pool, count_tasks(len(q)), _prepare_heads, arguments)
 
 
 @kernel()
-def _prepare_heads(task, q, k, heads, by_position):
+def _prepare_heads(task, q, k, heads, angles, temperatures):
     first, end = tokens_of(task, len(q))
-    cos, sin = by_position.cos[first:end], by_position.sin[first:end]
+    cos, sin = angles[0, first:end], angles[1, first:end]
     rotate_adjacent(q[first:end], cos, sin)
     rotate_adjacent(k[first:end], cos, sin)
     if heads.qk_norm:
         rms_norm_heads(q[first:end], heads.eps)
         rms_norm_heads(k[first:end], heads.eps)
-    temperatures = by_position.temperatures
     if len(temperatures):
         for token in range(first, end):
             for head in range(q.shape[1]):

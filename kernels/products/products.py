@@ -5,10 +5,11 @@ pieces of whole strips and lets the threads take the pieces one by one.
 """
 
 import numpy as np
+from numba import carray
 
 from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.formats.base import Format
-from q4run.kernels.products.activations import Int8Activations, quantize_activations
+from q4run.kernels.products.activations import GROUP, Int8Activations, quantize_activations
 from q4run.kernels.products.multiply import multiply_address
 from q4run.kernels.products.strips import ROWS, padded_rows
 from q4run.kernels.simd.memory import f32_pointer, i8_pointer, i32_pointer, u8_pointer
@@ -95,6 +96,18 @@ def run_products(pool, products):
         products[i].first_piece = n_pieces
         n_pieces += count_pieces(products[i].matrix, products[i].input)
     run_tasks(pool, n_pieces, _run_piece, (products,))
+
+
+@inline
+def int8_arrays(input_, n_values):
+    """q, scales and sums of an ``INPUT``, flat; empty where it has none."""
+    n_values = n_values if input_.q else 0
+    n_groups = n_values // GROUP
+    return (
+        carray(i8_pointer(input_.q), n_values),
+        carray(f32_pointer(input_.scales), n_groups),
+        carray(i32_pointer(input_.sums), 2 * n_groups),
+    )
 
 
 @inline

@@ -7,11 +7,12 @@ that arrays must be C-contiguous.
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
+from q4run.kernels.compiling.compile import inline
 from q4run.kernels.simd import emit, lowering
 from q4run.kernels.simd.vector import Vector, f32x8, i8x32, i32x8, llvm_vector, u8x32, u16x8
 
@@ -244,6 +245,12 @@ u8_pointer = _pointer_maker(types.uint8)
 i8_pointer = _pointer_maker(types.int8)
 i32_pointer = _pointer_maker(types.int32)
 f32_pointer = _pointer_maker(types.float32)
+
+
+@inline
+def f32_array(address, n):
+    """The ``n`` floats at a memory address as an array."""
+    return carray(f32_pointer(address), n)
 
 
 @intrinsic

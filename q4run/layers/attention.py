@@ -6,21 +6,20 @@ from gguf import MODEL_TENSOR
 from q4run.cache.keys_values import KeysValues
 from q4run.cache.state import LayerState
 from q4run.errors import UnsupportedError
-from q4run.kernels.attention.heads import ByPosition, Heads
-from q4run.kernels.attention.layer import OUTPUT, AttentionRecord, attention_layer
-from q4run.kernels.products.products import PRODUCT
+from q4run.kernels.attention.heads import NO_TEMPERATURES
+from q4run.kernels.attention.layer import ATTENTION, attention_layer
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.materials import Materials
 from q4run.layers.rotary import Positions
 from q4run.layers.workspace import flat_input, if_useful
 from q4run.models import parts
-from q4run.timeline import ATTENTION
+from q4run.timeline import ATTENTION as ATTENTION_SPAN
 
 
 class Attention:
     """Grouped-query attention over a layer's cache."""
 
-    span = ATTENTION
+    span = ATTENTION_SPAN
 
     def __init__(self, part: parts.Attention, i: int, materials: Materials) -> None:
         weights, config, workspace = materials.weights, materials.config, materials.workspace
@@ -31,57 +30,46 @@ class Attention:
         k = weights.matrix(tensors[MODEL_TENSOR.ATTN_K])
         v = weights.matrix(tensors[MODEL_TENSOR.ATTN_V])
         output = weights.matrix(tensors[MODEL_TENSOR.ATTN_OUT])
-        self._matrices = (q, k, v, output)  # the records below hold their addresses
-        buffers = workspace.attention._replace(
-            normed_int8=if_useful(workspace.attention.normed_int8, q.fmt, k.fmt, v.fmt),
-            attended_int8=if_useful(workspace.attention.attended_int8, output.fmt),
-        )
-        products = np.zeros(OUTPUT + 1, PRODUCT)
-        normed = flat_input(buffers.normed, buffers.normed_int8)
-        attended = flat_input(buffers.attended, buffers.attended_int8)
-        for product, matrix, source, out in zip(
-            products,
-            self._matrices,
-            (normed, normed, normed, attended),
-            (buffers.q, buffers.k, buffers.v, buffers.update),
-            strict=True,
-        ):
-            product["matrix"], product["input"] = matrix.record, source
-            product["out"] = out.ctypes.data
-        eps = np.float32(config.rms_norm_eps)
         norm = weights.vector(tensors[MODEL_TENSOR.ATTN_NORM])
-        self._record = AttentionRecord(norm, eps, products, _heads(part, eps), buffers)
+        self._alive = (q, k, v, output, norm)  # the record holds their addresses
+        buffers = workspace.attention
+        normed_int8 = if_useful(buffers.normed_int8, q.fmt, k.fmt, v.fmt)
+        normed = flat_input(buffers.normed, normed_int8)
+        attended_int8 = if_useful(buffers.attended_int8, output.fmt)
+        attended = flat_input(buffers.attended, attended_int8)
+        self._record = np.zeros(1, ATTENTION)
+        record = self._record[0]
+        record["norm"] = norm.ctypes.data
+        record["eps"] = config.rms_norm_eps
+        record["normed"], record["attended"] = normed, attended
+        for field in ("q", "k", "v", "update"):
+            record[field] = getattr(buffers, field).ctypes.data
+        products = record["products"]
+        products["matrix"] = [matrix.record for matrix in (q, k, v, output)]
+        products["input"] = [normed, normed, normed, attended]
+        products["out"] = [record[field] for field in ("q", "k", "v", "update")]
+        heads = record["heads"]
+        for field in ("n_head", "n_head_kv", "key_dim", "value_dim"):
+            heads[field] = getattr(part, field)
+        heads["scale"] = np.float32(part.key_dim) ** np.float32(-0.5)
+        heads["qk_norm"] = part.qk_norm is parts.QKNorm.PLAIN
+        heads["eps"] = config.rms_norm_eps
         self._part = part
 
     def __call__(self, pool: Pool, x: np.ndarray, kept: LayerState, positions: Positions) -> None:
         """Adds the attention to the stream x, float32 (n_tokens, n_embd); ``kept``, keys and
         values, takes the tokens."""
         assert isinstance(kept, KeysValues)
-        cos, sin = positions.rotation(self._part.rope)
-        by_position = ByPosition(cos, sin, self._temperatures(positions.first, len(x)))
+        angles = positions.rotation(self._part.rope)
+        temperatures = self._temperatures(positions.first, len(x))
         place = kept.place(positions.first)
-        attention_layer(pool, x, self._record, by_position, kept.keys, kept.values, place)
+        attention_layer(pool, x, self._record, angles, temperatures, kept.keys, kept.values, place)
 
     def _temperatures(self, first_position: int, n_tokens: int) -> np.ndarray:
         """What each token's queries are multiplied by; empty where nothing is."""
         temperature = self._part.temperature
         if temperature is None:
-            return _NO_TEMPERATURES
+            return NO_TEMPERATURES
         positions = np.arange(first_position, first_position + n_tokens)
         growth = np.log1p((positions + 1) // temperature.length)
         return (1 + temperature.scale * growth).astype(np.float32)
-
-
-_NO_TEMPERATURES = np.empty(0, np.float32)
-
-
-def _heads(part: parts.Attention, eps: np.float32) -> Heads:
-    return Heads(
-        part.n_head,
-        part.n_head_kv,
-        part.key_dim,
-        part.value_dim,
-        scale=np.float32(part.key_dim) ** np.float32(-0.5),
-        qk_norm=part.qk_norm is parts.QKNorm.PLAIN,
-        eps=eps,
-    )

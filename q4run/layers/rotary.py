@@ -8,8 +8,8 @@ import numpy as np
 from q4run.kernels.attention.heads import NO_ANGLES
 from q4run.models.parts import Rope
 
-# cos and sin of each angle, float32 (n_tokens, dim / 2).
-Angles = tuple[np.ndarray, np.ndarray]
+# cos and sin of each angle, float32 (2, n_tokens, dim / 2).
+Angles = np.ndarray
 
 
 class Positions(NamedTuple):
@@ -19,8 +19,8 @@ class Positions(NamedTuple):
     angles: Mapping[Rope, Angles]
 
     def rotation(self, rope: Rope | None) -> Angles:
-        """Returns the angles of ``rope``; empty arrays, (1, 0), where there is none."""
-        return (NO_ANGLES, NO_ANGLES) if rope is None else self.angles[rope]
+        """Returns the angles of ``rope``, or ``NO_ANGLES`` where there is none."""
+        return NO_ANGLES if rope is None else self.angles[rope]
 
 
 class RotaryEmbedding:
@@ -45,4 +45,6 @@ def _frequencies(rope: Rope, factors: np.ndarray | None) -> np.ndarray:
 
 def _angles(positions: np.ndarray, frequencies: np.ndarray) -> Angles:
     angles = np.outer(positions, frequencies)
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    rotation: Angles = np.empty((2, *angles.shape), np.float32)
+    rotation[0], rotation[1] = np.cos(angles), np.sin(angles)
+    return rotation

@@ -1,8 +1,9 @@
 """The scratch memory of a pass: one block, allocated once, that all layers share."""
 
+from typing import NamedTuple
+
 import numpy as np
 
-from q4run.kernels.attention.layer import AttentionBuffers
 from q4run.kernels.experts import ExpertBuffers, Routing
 from q4run.kernels.formats import Format
 from q4run.kernels.products.activations import GROUP, Int8Activations
@@ -17,6 +18,19 @@ Int8Buffers = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # For layers whose matrices take the activations as they are.
 NO_INT8: Int8Buffers = (np.empty(0, np.int8), np.empty(0, np.float32), np.empty(0, np.int32))
+
+
+class AttentionBuffers(NamedTuple):
+    """Flat scratch memory for a batch; int8: q, scales and sums as ``Int8Activations`` has them."""
+
+    normed: np.ndarray
+    normed_int8: Int8Buffers
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    attended: np.ndarray
+    attended_int8: Int8Buffers
+    update: np.ndarray
 
 
 class Workspace:

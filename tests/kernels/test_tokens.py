@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from q4run.kernels.attention.heads import ByPosition, Heads, prepare_heads
+from q4run.kernels.attention.heads import HEADS, NO_ANGLES, NO_TEMPERATURES, prepare_heads
 from q4run.kernels.norm import rms_norm_heads
 from q4run.kernels.products.activations import (
     Int8Activations,
@@ -87,18 +87,20 @@ def test_prepare_heads(pool, n_tokens, rope_dim, qk_norm, has_temperatures):
     """Rotation, then the norm, then the temperature, which keys do not have."""
     q, k = normal(n_tokens, 4, 16), normal(n_tokens, 2, 16)
     angles = normal(n_tokens, rope_dim // 2)
-    rotation = (np.cos(angles), np.sin(angles))
-    by_position = ByPosition(*rotation) if rope_dim else ByPosition()
-    if has_temperatures:
-        temperatures = np.arange(1, n_tokens + 1, dtype=np.float32)
-        by_position = by_position._replace(temperatures=temperatures)
+    rotation = np.stack([np.cos(angles), np.sin(angles)])
+    temperatures = np.arange(1, n_tokens + 1, dtype=np.float32)
     expected_q, expected_k = q.copy(), k.copy()
-    for heads in (expected_q, expected_k):
-        rotate_adjacent(heads, *rotation)
+    for states in (expected_q, expected_k):
+        rotate_adjacent(states, *rotation)
         if qk_norm:
-            rms_norm_heads(heads, EPS)
+            rms_norm_heads(states, EPS)
     if has_temperatures:
         expected_q *= temperatures[:, None, None]
-    prepare_heads(pool, q, k, Heads(4, 2, 16, 16, np.float32(1), qk_norm, EPS), by_position)
+    heads = np.zeros(1, HEADS)[0]
+    heads["qk_norm"], heads["eps"] = qk_norm, EPS
+    prepare_heads(
+        pool, q, k, heads, rotation if rope_dim else NO_ANGLES,
+        temperatures if has_temperatures else NO_TEMPERATURES,
+    )  # fmt: skip
     np.testing.assert_array_equal(q, expected_q)
     np.testing.assert_array_equal(k, expected_k)
