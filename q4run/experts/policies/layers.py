@@ -13,6 +13,8 @@ from q4run.experts.policies import Key
 # than an estimated one.
 _LONG = 64.0
 _SHORT = 2.0
+_LENGTHS = np.array([[_LONG], [_SHORT]])
+_KEPT, _ADDED = 1 - 1 / _LENGTHS, 1 / _LENGTHS
 _RECENCY = 0.15
 _CERTAINTY = 10.0
 _MOST_PASSES = 1e9
@@ -32,18 +34,17 @@ class LayerOrder:
         self._n_layer = n_layer
         self._layers = np.arange(n_layer)
         self._layer = n_layer - 1
-        self._often = np.zeros((n_layer, n_expert))
-        self._lately = np.zeros((n_layer, n_expert))
+        self._averages = np.zeros((n_layer, 2, n_expert))  # the long ones, the short ones
         self._passes_out = np.full((n_layer, n_expert), _MOST_PASSES)
+        self._used_since: set[int] = set()  # layers whose passes out are not known any more
         self._is_resident = np.zeros((n_layer, n_expert), np.bool_)
 
     def use(self, layer: int, experts: Sequence[int]) -> None:
         self._layer = layer
-        for average, length in ((self._often, _LONG), (self._lately, _SHORT)):
-            average[layer] *= 1 - 1 / length
-            average[layer, experts] += 1 / length
-        chance = (1 - _RECENCY) * self._often[layer] + _RECENCY * self._lately[layer]
-        self._passes_out[layer] = 1 / np.maximum(chance, 1 / _MOST_PASSES) - 1
+        averages = self._averages[layer]
+        averages *= _KEPT
+        averages[:, experts] += _ADDED
+        self._used_since.add(layer)
 
     def add(self, key: Key) -> None:
         self._is_resident[key] = True
@@ -52,6 +53,7 @@ class LayerOrder:
         self._is_resident[key] = False
 
     def victim(self, held: Set[Key]) -> Key | None:
+        self._estimate_passes_out()
         layers_away = (self._layers - self._layer - 1) % self._n_layer + 1
         wait = self._passes_out + (_CERTAINTY / self._n_layer * layers_away)[:, np.newaxis]
         wait = np.where(self._is_resident, wait, -1.0)
@@ -63,6 +65,13 @@ class LayerOrder:
             return None
         layer, expert = divmod(place, int(wait.shape[1]))
         return layer, expert
+
+    def _estimate_passes_out(self) -> None:
+        used = list(self._used_since)
+        often, lately = self._averages[used].swapaxes(0, 1)
+        chance = (1 - _RECENCY) * often + _RECENCY * lately
+        self._passes_out[used] = 1 / np.maximum(chance, 1 / _MOST_PASSES) - 1
+        self._used_since.clear()
 
 
 make_policy = LayerOrder
