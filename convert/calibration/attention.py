@@ -3,6 +3,7 @@
 import numpy as np
 
 from q4run.models.parts import Attention, QKNorm
+from q4run.models.rope import Rope, RopeForm
 
 # Scores of so many queries are held at once, for all heads that share their keys.
 N_QUERIES = 128
@@ -33,7 +34,7 @@ def attend(
     keys = k.reshape(n_tokens, part.n_head_kv, part.key_dim)
     values = v.reshape(n_tokens, part.n_head_kv, part.value_dim)
     if part.rope:
-        queries, keys = _rotate(queries, rotation), _rotate(keys, rotation)
+        queries, keys = (_rotate(x, part.rope, rotation) for x in (queries, keys))
     if part.qk_norm is QKNorm.PLAIN:
         queries = rms_norm(queries, eps)
         keys = rms_norm(keys, eps)
@@ -58,14 +59,16 @@ def attend(
     return attended.reshape(n_tokens, -1)
 
 
-def _rotate(x: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    """RoPE on the pairs (0, 1), (2, 3), ... of each head, (n_tokens, heads, head_dim)."""
+def _rotate(x: np.ndarray, rope: Rope, rotation: np.ndarray) -> np.ndarray:
+    """RoPE on the pairs of each head, (n_tokens, heads, head_dim)."""
     cos, sin = (part[:, None] for part in rotation)
-    n_rotated = 2 * cos.shape[-1]
     rotated = x.copy()
-    even, odd = x[..., 0:n_rotated:2], x[..., 1:n_rotated:2]
-    rotated[..., 0:n_rotated:2] = even * cos - odd * sin
-    rotated[..., 1:n_rotated:2] = even * sin + odd * cos
+    if rope.form is RopeForm.ADJACENT:
+        first, second = slice(0, rope.dim, 2), slice(1, rope.dim, 2)
+    else:
+        first, second = slice(0, rope.dim // 2), slice(rope.dim // 2, rope.dim)
+    rotated[..., first] = x[..., first] * cos - x[..., second] * sin
+    rotated[..., second] = x[..., first] * sin + x[..., second] * cos
     return rotated
 
 

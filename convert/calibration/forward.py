@@ -88,10 +88,9 @@ class Forward:
             )
         self._stream = arrays.empty(windows.size, config.n_embd)
         self._update = arrays.empty(windows.size, config.n_embd)
-        factors = None
-        if config.rope_factors:
-            factors = self._vector(config.rope_factors.tensors()[0]).astype(np.float64)
-        self._positions = RotaryEmbedding(config.ropes, factors)(0, windows.shape[1])
+        context = windows.shape[1]
+        rotary = RotaryEmbedding(config.ropes, self._vector, "the model")
+        self._positions = rotary(0, context, context)
         self._embed()
 
     def run_layer(self, i: int, observe: Observer, tick: Tick) -> None:

@@ -9,11 +9,11 @@ from gguf import MODEL_TENSOR
 
 from q4run.convert.config import Config
 from q4run.convert.families.names import SourceNames
-from q4run.convert.families.rope import Rope, read_rope
+from q4run.convert.families.rope import StoredRope, read_rope
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, ReadRows, rope_pairs_of, rows_of, values_of
 from q4run.errors import FormatError, UnsupportedError
-from q4run.models.parts import Attention, Embedding, Head, Role, RopeFactors, Tensor
+from q4run.models.parts import Attention, Embedding, Head, Role, Tensor
 
 
 @dataclass
@@ -47,12 +47,15 @@ class Sizes:
     n_vocab: int
     attention: Attention
     tied: bool
-    rope: Rope
+    rope: StoredRope
 
 
-def read_sizes(checkpoint: Checkpoint, config: Config, default_theta: float) -> Sizes:
+def read_sizes(
+    checkpoint: Checkpoint, config: Config, default_theta: float, *, partial_rotary: bool = False
+) -> Sizes:
     """The common hyperparameters, checked against each other.
 
+    partial_rotary: whether the family can rotate a part of each head.
     Raises ``FormatError`` for values that contradict each other, ``UnsupportedError`` for features
     the runtime does not have.
     """
@@ -69,13 +72,16 @@ def read_sizes(checkpoint: Checkpoint, config: Config, default_theta: float) -> 
     if head_dim % 2:
         raise FormatError(f"{config.where}: a head of {head_dim} values cannot be rotated in pairs")
     _refuse_unknown_features(config)
+    rope = read_rope(config, head_dim, default_theta)
+    if rope.rope.dim != head_dim and not partial_rotary:
+        raise UnsupportedError(f"{config.where}: partial_rotary_factor is not supported")
     return Sizes(
         n_layer=n_layer,
         n_embd=n_embd,
         n_vocab=config.integer("vocab_size"),
         attention=Attention(n_head, n_head_kv, head_dim, head_dim),
         tied=config.flag("tie_word_embeddings", False),
-        rope=read_rope(config, head_dim, default_theta),
+        rope=rope,
     )
 
 
@@ -104,8 +110,7 @@ def start_metadata(
     metadata.add_head_count_kv(attention.n_head_kv)
     metadata.add_key_length(attention.key_dim)
     metadata.add_value_length(attention.value_dim)
-    metadata.add_rope_dimension_count(attention.key_dim)
-    metadata.add_rope_freq_base(sizes.rope.theta)
+    sizes.rope.add_keys(metadata)
     metadata.add_layer_norm_rms_eps(config.number("rms_norm_eps", default_eps))
     return metadata
 
@@ -124,9 +129,8 @@ def start_tensors(
             checkpoint.claim(again, table.shape)
     for tensor in (*matrix, norm):
         yield stored(checkpoint, tensor, names)
-    if sizes.rope.factors is not None:
-        factors = RopeFactors(2 * len(sizes.rope.factors)).tensors()[0]
-        yield output_tensor(factors, values_of(sizes.rope.factors))
+    for tensor, values in sizes.rope.tensors:
+        yield output_tensor(tensor, values_of(values))
 
 
 def attention_tensors(

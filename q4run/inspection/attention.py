@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gguf import MODEL_TENSOR
-
 from q4run.errors import Error, FormatError
 from q4run.gguf_file import GGUFFile
 from q4run.models import FAMILIES, read_config
 from q4run.models.config import ModelConfig
 from q4run.models.parts import tensor_name
+from q4run.models.rope import LONG_AND_SHORT, ONE_LIST
 
 
 def attention_facts(model: GGUFFile, architecture: str | None) -> dict[str, Any] | None:
@@ -62,7 +61,10 @@ def _of_keys(model: GGUFFile, architecture: str) -> dict[str, Any]:
     heads = known(model.get_int, "attention.head_count")
     width = known(model.get_int, "embedding_length")
     head_dim = known(model.get_int, "attention.key_length")
-    scaling = known(model.get_str, "rope.scaling.type")
+    factor = known(model.get_float, "rope.scaling.factor") or known(
+        model.get_float, "rope.scale_linear"
+    )
+    scaling = known(model.get_str, "rope.scaling.type") or ("linear" if factor else None)
     return {
         "heads": heads,
         "kv_heads": known(model.get_int, "attention.head_count_kv"),
@@ -73,10 +75,12 @@ def _of_keys(model: GGUFFile, architecture: str) -> dict[str, Any]:
         if scaling in (None, "none")
         else {
             "type": scaling,
-            "factor": known(model.get_float, "rope.scaling.factor"),
+            "factor": factor,
             "original_context_length": known(model.get_int, "rope.scaling.original_context_length"),
         },
-        "rope_factors": tensor_name(MODEL_TENSOR.ROPE_FREQS) in model.tensors,
+        "rope_factors": any(
+            tensor_name(kind) in model.tensors for kind in (*ONE_LIST, *LONG_AND_SHORT)
+        ),
         "layers": None,
         "rope_layers": None,
         "chunked_layers": None,

@@ -13,6 +13,7 @@ from q4run.layers.materials import Materials
 from q4run.layers.rotary import Positions
 from q4run.layers.workspace import flat_input, if_useful
 from q4run.models import parts
+from q4run.models.rope import RopeForm
 from q4run.timeline import ATTENTION as ATTENTION_SPAN
 
 
@@ -25,6 +26,10 @@ class Attention:
         weights, config, workspace = materials.weights, materials.config, materials.workspace
         if part.qk_norm is parts.QKNorm.WEIGHTED:
             raise UnsupportedError(f"{weights.path}: a q/k norm with weights cannot be run yet")
+        if part.rope and part.rope.form is not RopeForm.ADJACENT:
+            raise UnsupportedError(
+                f"{weights.path}: RoPE on pairs {part.rope.form.value} cannot be run yet"
+            )
         tensors = parts.by_kind(part.tensors(config.n_embd, i))
         q = weights.matrix(tensors[MODEL_TENSOR.ATTN_Q])
         k = weights.matrix(tensors[MODEL_TENSOR.ATTN_K])

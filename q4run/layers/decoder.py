@@ -163,7 +163,7 @@ class Transformer:
 
         timeline = self.store.events.timeline
         self.store.begin_pass(len(x))
-        self._stack(self._pool.state, x, cache.layers, cache.length, begin_layer, timeline)
+        self._stack(self._pool.state, x, cache, begin_layer, timeline)
         self.store.end_pass(len(x))
 
     def close(self) -> None:

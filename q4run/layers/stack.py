@@ -1,18 +1,15 @@
 """The stack of layers: a stream of vectors in, the same stream after all layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from q4run.cache.state import LayerState
-from q4run.errors import FormatError
+from q4run.cache.keys_values import KVCache
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.layer import Layer
 from q4run.layers.materials import Materials
 from q4run.layers.rotary import RotaryEmbedding
-from q4run.models.config import ModelConfig
 from q4run.timeline import Timeline
-from q4run.weights import WeightReader
 
 
 class Stack:
@@ -25,7 +22,7 @@ class Stack:
     ) -> None:
         """Reads everything but the experts; ``progress`` is called with (layers done, in all)."""
         weights, config = materials.weights, materials.config
-        self._rotary = RotaryEmbedding(config.ropes, _rope_factors(weights, config))
+        self._rotary = RotaryEmbedding(config.ropes, weights.vector, str(weights.path))
         self._layers: list[Layer] = []
         # From the last on: experts know those of the next layer, to guess what these will want.
         for i in reversed(range(len(config.layers))):
@@ -39,28 +36,17 @@ class Stack:
         self,
         pool: Pool,
         x: np.ndarray,
-        caches: Sequence[LayerState],
-        first_position: int,
+        cache: KVCache,
         begin_layer: Callable[[int], None],
         timeline: Timeline | None = None,
     ) -> None:
         """Takes the stream x, float32 (n_tokens, n_embd), through all layers, in place.
 
-        caches: what the conversation keeps, a layer each; they take the tokens, which stand at
-        ``first_position`` and after. ``begin_layer`` is called with each layer's number before it
-        runs; what it raises ends the pass.
+        cache: what the conversation keeps; it takes the tokens, which follow those in it.
+        ``begin_layer`` is called with each layer's number before it runs; what it raises ends the
+        pass.
         """
-        positions = self._rotary(first_position, len(x))
-        for i, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
+        positions = self._rotary(cache.length, len(x), cache.context)
+        for i, (layer, kept) in enumerate(zip(self._layers, cache.layers, strict=True)):
             begin_layer(i)
-            layer(pool, x, cache, positions, timeline)
-
-
-def _rope_factors(weights: WeightReader, config: ModelConfig) -> np.ndarray | None:
-    """What each RoPE frequency is divided by (rope_freqs), where the file has it."""
-    if config.rope_factors is None:
-        return None
-    factors = weights.vector(config.rope_factors.tensors()[0]).astype(np.float64)
-    if not (np.isfinite(factors).all() and (factors > 0).all()):
-        raise FormatError(f"{weights.path}: rope_freqs holds factors that are not positive numbers")
-    return factors
+            layer(pool, x, kept, positions, timeline)

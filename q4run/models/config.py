@@ -16,12 +16,13 @@ from q4run.models.parts import (
     Head,
     Layer,
     Role,
-    Rope,
-    RopeFactors,
     SharedExpert,
     Tensor,
+    rope_tensors,
     tensor_name,
 )
+from q4run.models.rope import Rope
+from q4run.models.rope_keys import ROPE_DEFAULTS, RopeDefaults, read_rope
 
 # Bounds on what a file may claim, far above any known model: what is allocated follows from them.
 _MAX_LAYERS = 4096
@@ -40,7 +41,6 @@ class ModelConfig:
     context_length: int
     tied_embeddings: bool
     layers: tuple[Layer, ...]
-    rope_factors: RopeFactors | None = None
 
     @property
     def embedding(self) -> Embedding:
@@ -59,8 +59,8 @@ class ModelConfig:
         for i, layer in enumerate(self.layers):
             tensors += layer.tensors(self.n_embd, i)
         tensors += self.head.tensors(self.n_embd)
-        if self.rope_factors:
-            tensors += self.rope_factors.tensors()
+        for rope in self.ropes:
+            tensors += rope_tensors(rope)
         return {tensor.name: tensor for tensor in tensors}
 
     @cached_property
@@ -80,16 +80,12 @@ class ModelConfig:
         return {i: layer.experts for i, layer in enumerate(self.layers) if layer.experts}
 
 
-def read_decoder(
-    file: GGUFFile, describe_layer: Callable[[int], Layer], attention: Attention
-) -> ModelConfig:
+def read_decoder(file: GGUFFile, describe_layer: Callable[[int], Layer]) -> ModelConfig:
     """Reads the keys that all decoder families share; ``describe_layer(i)`` tells layer i.
 
-    attention: what ``read_attention`` gave. Raises FormatError where a key is missing.
+    Raises FormatError where a key is missing.
     """
     arch = file.architecture
-    rope = attention.rope
-    has_factors = tensor_name(MODEL_TENSOR.ROPE_FREQS) in file.tensors
     return ModelConfig(
         architecture=arch,
         n_vocab=file.tensor(tensor_name(MODEL_TENSOR.TOKEN_EMBD)).shape[0],
@@ -98,15 +94,14 @@ def read_decoder(
         context_length=file.get_int(f"{arch}.context_length", minimum=1),
         tied_embeddings=tensor_name(MODEL_TENSOR.OUTPUT) not in file.tensors,
         layers=tuple(describe_layer(i) for i in range(n_layers(file))),
-        rope_factors=RopeFactors(rope.dim) if rope and has_factors else None,
     )
 
 
-def read_attention(file: GGUFFile, rope_theta: float = 10000.0) -> Attention:
+def read_attention(file: GGUFFile, rope: RopeDefaults = ROPE_DEFAULTS) -> Attention:
     """Reads heads and rotation, as all layers have them; the rest is the family's to tell.
 
-    rope_theta: what holds where the file does not say. Raises FormatError where a key is missing
-    or the numbers contradict each other.
+    rope: what holds where the file does not say. Raises FormatError where a key is missing
+    or the numbers contradict each other, UnsupportedError for an unknown scaling of RoPE.
     """
     arch = file.architecture
     n_embd = read_n_embd(file)
@@ -120,17 +115,11 @@ def read_attention(file: GGUFFile, rope_theta: float = 10000.0) -> Attention:
     value_dim = file.get_int(
         f"{arch}.attention.value_length", key_dim, minimum=1, maximum=_MAX_WIDTH
     )
-    rope_dim = file.get_int(f"{arch}.rope.dimension_count", key_dim, minimum=2)
     if n_head % n_head_kv:
         raise FormatError(f"{file.path}: {n_head} heads do not share {n_head_kv} KV heads evenly")
     if key_dim < 1:
         raise FormatError(f"{file.path}: key heads of {key_dim}")
-    theta = file.get_float(f"{arch}.rope.freq_base", rope_theta)
-    if theta <= 0:
-        raise FormatError(f"{file.path}: {arch}.rope.freq_base is {theta}, but must be positive")
-    if rope_dim > key_dim or rope_dim % 2:
-        raise FormatError(f"{file.path}: RoPE over {rope_dim} of {key_dim} values of a head")
-    return Attention(n_head, n_head_kv, key_dim, value_dim, Rope(rope_dim, theta))
+    return Attention(n_head, n_head_kv, key_dim, value_dim, read_rope(file, key_dim, rope))
 
 
 def read_n_embd(file: GGUFFile) -> int:

@@ -15,4 +15,4 @@ def read_config(file: GGUFFile) -> ModelConfig:
         n_ff_exp = read_n_ff(file, "expert_feed_forward_length", n_ff)
         feed_forward = read_experts(file, n_ff_exp, Gating.SOFTMAX)
     attention = read_attention(file)
-    return read_decoder(file, lambda _: Layer(attention, feed_forward), attention)
+    return read_decoder(file, lambda _: Layer(attention, feed_forward))

@@ -64,7 +64,7 @@ def read_config(file: GGUFFile) -> ModelConfig:
         )
         return Layer(attention, dense if (i + 1) % moe_step else experts)
 
-    return read_decoder(file, describe_layer, rotating)
+    return read_decoder(file, describe_layer)
 
 
 def _chunk_size(file: GGUFFile) -> int | None:

@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 
 from gguf import MODEL_TENSOR, TENSOR_NAMES
 
+from q4run.models.rope import Rope
+
 
 class Role(Enum):
     """What a tensor does: recipes choose its type by this, budgets where it stays."""
@@ -56,14 +58,6 @@ class Part(Protocol):
     def tensors(self, n_embd: int, layer: int) -> list[Tensor]:
         """Returns the part's tensors in file order."""
         ...
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions: the first ``dim`` values of each head, angles of base ``theta``."""
-
-    dim: int
-    theta: float
 
 
 @dataclass(frozen=True)
@@ -268,12 +262,6 @@ class Head:
         return Tensor(MODEL_TENSOR.OUTPUT, (self.n_vocab, n_embd), Role.OUTPUT)
 
 
-@dataclass(frozen=True)
-class RopeFactors:
-    """What each RoPE frequency is divided by, where a file says so."""
-
-    dim: int
-
-    def tensors(self) -> list[Tensor]:
-        """Returns the factors, one for each pair of rotated values."""
-        return [Tensor(MODEL_TENSOR.ROPE_FREQS, (self.dim // 2,), Role.ROPE_FACTORS)]
+def rope_tensors(rope: Rope) -> list[Tensor]:
+    """Returns what divides the frequencies of a rotation: lists of one factor a pair."""
+    return [Tensor(kind, (rope.dim // 2,), Role.ROPE_FACTORS) for kind in rope.factors]

@@ -23,7 +23,8 @@ from q4run.layers import decoder as transformer
 from q4run.layers.decoder import Transformer
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
-from q4run.models.parts import Attention, DenseFeedForward, Layer, Rope
+from q4run.models.parts import Attention, DenseFeedForward, Layer
+from q4run.models.rope import Rope
 
 N_HEAD_KV, HEAD_DIM = 2, 12
 

@@ -268,6 +268,18 @@ def test_attention_by_the_keys_of_a_family_that_q4run_does_not_know(tmp_path: Pa
     )
 
 
+def test_scaling_under_its_old_name_and_factors_for_two_contexts(tmp_path: Path) -> None:
+    entries = [V3.text("general.architecture", "newmoe"), real("newmoe.rope.scale_linear", 8.0)]
+    path = write(tmp_path / "model.gguf", entries, ("rope_factors_long.weight",))
+    attention = summarize(open_gguf(path))["attention"]
+    assert attention["rope_scaling"] == {
+        "type": "linear",
+        "factor": 8.0,
+        "original_context_length": None,
+    }
+    assert attention["rope_factors"] is True
+
+
 def test_odd_attention_keys_are_left_out(tmp_path: Path) -> None:
     entries = [
         V3.text("general.architecture", "llama"),

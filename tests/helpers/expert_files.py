@@ -15,7 +15,8 @@ from q4run.kernels.formats import Format, find_format
 from q4run.kernels.products.strips import interleave, padded_rows
 from q4run.models import parts
 from q4run.models.config import ModelConfig
-from q4run.models.parts import Attention, DenseFeedForward, Gating, Layer, Rope
+from q4run.models.parts import Attention, DenseFeedForward, Gating, Layer
+from q4run.models.rope import Rope
 
 Q8_0, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
 IQ2_XXS = gguf.GGMLQuantizationType.IQ2_XXS

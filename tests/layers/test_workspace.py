@@ -17,9 +17,9 @@ from q4run.models.parts import (
     Experts,
     Gating,
     Layer,
-    Rope,
     SharedExpert,
 )
+from q4run.models.rope import Rope
 
 ATTENTION = Attention(4, 2, 16, 16, Rope(16, 10000.0))
 

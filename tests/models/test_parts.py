@@ -16,7 +16,8 @@ from q4run.gguf_file import GGUFFile, open_gguf
 from q4run.layers.decoder import check_all_declared
 from q4run.models import FAMILIES, read_config
 from q4run.models.names import role_of
-from q4run.models.parts import Attention, QKNorm, Rope, tensor_name
+from q4run.models.parts import Attention, QKNorm, tensor_name
+from q4run.models.rope import Rope
 from q4run.models.shapes import GEOMETRIES, tensors_of
 
 
