@@ -18,7 +18,7 @@ from q4run.convert.calibration.weights import Weights
 from q4run.errors import Error, FormatError
 from q4run.layers.rotary import RotaryEmbedding
 from q4run.models.config import ModelConfig
-from q4run.models.parts import Attention, DenseFeedForward, Experts, Gating, Role, Tensor, by_kind
+from q4run.models.parts import Attention, DenseFeedForward, Experts, Role, Router, Tensor, by_kind
 from q4run.models.parts import FeedForward as FeedForwardPart
 
 # Is given (tensors, matrix, tokens, inputs): matrix ``matrix`` of each named tensor multiplies
@@ -186,10 +186,10 @@ class Forward:
             for some in _batches(np.arange(len(routed))):
                 tokens, share = routed[some], shares[routed[some], rank[some], None]
                 x = self._normed(tokens, norm)
-                if part.gating is Gating.SIGMOID_ON_INPUT:
+                if part.router.on_input:
                     x *= share
                 y = feed_forward(tokens, x, observe)
-                self._update[tokens] += y if part.gating is Gating.SIGMOID_ON_INPUT else y * share
+                self._update[tokens] += y if part.router.on_input else y * share
                 n_steps += len(tokens)
                 tick(n_steps // part.n_expert_used - (n_steps - len(tokens)) // part.n_expert_used)
         self._stream += self._update
@@ -207,7 +207,7 @@ class Forward:
             logits = x @ router.T
             best = np.argsort(-logits, axis=1, kind="stable")[:, : part.n_expert_used]
             chosen[tokens] = best
-            shares[tokens] = _shares(np.take_along_axis(logits, best, axis=1), part.gating)
+            shares[tokens] = _shares(np.take_along_axis(logits, best, axis=1), part.router)
         return chosen, shares
 
     def _feed_forward(self, tensors: Sequence[Tensor], matrix: int = 0) -> FeedForward:
@@ -248,9 +248,9 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
-def _shares(logits: np.ndarray, gating: Gating) -> np.ndarray:
+def _shares(logits: np.ndarray, router: Router) -> np.ndarray:
     """What the chosen experts' inputs or outputs are multiplied by, of their router logits."""
-    if gating is Gating.SIGMOID_ON_INPUT:
+    if router.on_input:
         return _sigmoid(logits)
     exps = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares: np.ndarray = exps / exps.sum(axis=1, keepdims=True)

@@ -24,10 +24,11 @@ from q4run.models.llama4 import (
     CHUNK_SIZE,
     N_EXPERT_WITHOUT_QK_NORM,
     NOPE_INTERVAL,
+    ROUTER,
     TEMPERATURE_LENGTH,
     TEMPERATURE_SCALE,
 )
-from q4run.models.parts import DenseFeedForward, Experts, Gating, SharedExpert
+from q4run.models.parts import DenseFeedForward, Experts, SharedExpert
 
 VISION = r"^(vision_model|multi_modal_projector)\."
 ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
@@ -62,8 +63,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
     names = SourceNames(checkpoint, "llama4", sizes.n_layer, prefix)
     dense = DenseFeedForward(n_ff_dense)
-    gating, shared = Gating.SIGMOID_ON_INPUT, SharedExpert(n_ff_expert)
-    experts = Experts(n_expert, n_used, n_ff_expert, gating, shared)
+    experts = Experts(n_expert, n_used, n_ff_expert, ROUTER, SharedExpert(n_ff_expert))
     tensors = list(start_tensors(checkpoint, sizes, names))
     for layer in range(sizes.n_layer):
         tensors += attention_tensors(checkpoint, sizes, layer, names, pair_rows=False)

@@ -18,7 +18,7 @@ from q4run.convert.families.llama import IGNORABLE, refuse_sliding_window
 from q4run.convert.families.names import SourceNames
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import ReadRows, rows_of, stack_of
-from q4run.models.parts import Experts, Gating, Role, Tensor
+from q4run.models.parts import Experts, Role, Router, Tensor
 
 ARCHITECTURES = ("MixtralForCausalLM",)
 _SOURCES = {
@@ -44,7 +44,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_expert_used_count(n_used)
 
     names = SourceNames(checkpoint, "llama", sizes.n_layer)
-    experts = Experts(n_expert, n_used, n_ff, Gating.SOFTMAX)
+    experts = Experts(n_expert, n_used, n_ff, Router())
     tensors = list(start_tensors(checkpoint, sizes, names))
     for layer in range(sizes.n_layer):
         base = f"model.layers.{layer}"

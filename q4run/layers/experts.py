@@ -15,7 +15,7 @@ from q4run.layers.feed_forward import feed_forward_job, load_feed_forward, resid
 from q4run.layers.materials import Materials
 from q4run.layers.rotary import Positions
 from q4run.layers.workspace import flat_input, if_useful, shared_begin
-from q4run.models.parts import Experts, Gating, by_kind
+from q4run.models.parts import Experts, by_kind
 from q4run.timeline import EXPERTS
 
 # The share of a layer's experts that may be read ahead in vain.
@@ -32,7 +32,7 @@ class MixtureOfExperts:
         tensors = by_kind(part.tensors(config.n_embd, i))
         self._i = i
         self._part = part
-        self._softmax = part.gating is Gating.SOFTMAX
+        self._softmax = not part.router.on_input
         self._store = store
         self._addresses = store.addresses(i)
         self._router = weights.matrix(tensors[MODEL_TENSOR.FFN_GATE_INP])

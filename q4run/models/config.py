@@ -12,10 +12,10 @@ from q4run.models.parts import (
     Attention,
     Embedding,
     Experts,
-    Gating,
     Head,
     Layer,
     Role,
+    Router,
     SharedExpert,
     Tensor,
     rope_tensors,
@@ -41,16 +41,19 @@ class ModelConfig:
     context_length: int
     tied_embeddings: bool
     layers: tuple[Layer, ...]
+    embedding_scale: float = 1.0
+    logit_divisor: float = 1.0
+    soft_cap: float | None = None  # of the logits
 
     @property
     def embedding(self) -> Embedding:
         """The part before the layers."""
-        return Embedding(self.n_vocab)
+        return Embedding(self.n_vocab, self.embedding_scale)
 
     @property
     def head(self) -> Head:
         """The part after the layers."""
-        return Head(self.n_vocab, self.tied_embeddings)
+        return Head(self.n_vocab, self.tied_embeddings, self.logit_divisor, self.soft_cap)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -134,13 +137,13 @@ def n_layers(file: GGUFFile) -> int:
 
 
 def read_experts(
-    file: GGUFFile, n_ff: int, gating: Gating, shared: SharedExpert | None = None
+    file: GGUFFile, n_ff: int, router: Router, shared: SharedExpert | None = None
 ) -> Experts:
-    """Reads the expert counts, checked; the widths and the gating are the family's to tell."""
+    """Reads the expert counts, checked; the widths and the router are the family's to tell."""
     arch = file.architecture
     n_expert = file.get_int(f"{arch}.expert_count", minimum=1, maximum=_MAX_EXPERTS)
     n_expert_used = file.get_int(f"{arch}.expert_used_count", minimum=1, maximum=n_expert)
-    return Experts(n_expert, n_expert_used, n_ff, gating, shared)
+    return Experts(n_expert, n_expert_used, n_ff, router, shared)
 
 
 def read_n_ff(file: GGUFFile, key: str, default: int | None = None) -> int:

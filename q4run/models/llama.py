@@ -2,7 +2,7 @@
 
 from q4run.gguf_file import GGUFFile
 from q4run.models.config import ModelConfig, read_attention, read_decoder, read_experts, read_n_ff
-from q4run.models.parts import DenseFeedForward, FeedForward, Gating, Layer
+from q4run.models.parts import DenseFeedForward, FeedForward, Layer, Router
 
 ARCHITECTURE = "llama"
 
@@ -13,6 +13,6 @@ def read_config(file: GGUFFile) -> ModelConfig:
     feed_forward: FeedForward = DenseFeedForward(n_ff)
     if file.get_int("llama.expert_count", 0):
         n_ff_exp = read_n_ff(file, "expert_feed_forward_length", n_ff)
-        feed_forward = read_experts(file, n_ff_exp, Gating.SOFTMAX)
+        feed_forward = read_experts(file, n_ff_exp, Router())
     attention = read_attention(file)
     return read_decoder(file, lambda _: Layer(attention, feed_forward))

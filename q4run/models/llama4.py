@@ -20,14 +20,17 @@ from q4run.models.config import (
 )
 from q4run.models.parts import (
     DenseFeedForward,
-    Gating,
     Layer,
     QKNorm,
+    Router,
+    Scores,
     SharedExpert,
     Temperature,
 )
 
 ARCHITECTURE = "llama4"
+
+ROUTER = Router(Scores.SIGMOID, renormalise=False, on_input=True)
 
 # What holds where a file has no key that says otherwise.
 CHUNK_SIZE = 8192
@@ -43,7 +46,7 @@ def read_config(file: GGUFFile) -> ModelConfig:
     dense = DenseFeedForward(read_n_ff(file, "feed_forward_length"))
     n_ff_exp = read_n_ff(file, "expert_feed_forward_length")
     shared = SharedExpert(read_n_ff(file, "expert_shared_feed_forward_length", n_ff_exp))
-    experts = read_experts(file, n_ff_exp, Gating.SIGMOID_ON_INPUT, shared)
+    experts = read_experts(file, n_ff_exp, ROUTER, shared)
     moe_step = file.get_int("llama4.interleave_moe_layer_step", minimum=1)
 
     count = n_layers(file)

@@ -7,10 +7,10 @@ from q4run.models.parts import (
     DenseFeedForward,
     Embedding,
     Experts,
-    Gating,
     Head,
     Layer,
     QKNorm,
+    Router,
     SharedExpert,
     Tensor,
 )
@@ -132,7 +132,7 @@ def tensors_of(geometry: Geometry) -> list[Tensor]:
         qk_norm=QKNorm.WEIGHTED if g.architecture == "qwen3moe" else QKNorm.NONE,
     )
     shared = SharedExpert(g.n_ff) if g.architecture == "llama4" else None
-    experts = Experts(g.n_expert, g.n_expert_used, g.n_ff, Gating.SOFTMAX, shared)
+    experts = Experts(g.n_expert, g.n_expert_used, g.n_ff, Router(), shared)
     dense = DenseFeedForward(g.n_ff_dense)
     tensors = Embedding(g.n_vocab).tensors(g.n_embd)
     for i in range(g.n_layers):

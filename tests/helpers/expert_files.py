@@ -15,7 +15,7 @@ from q4run.kernels.formats import Format, find_format
 from q4run.kernels.products.strips import interleave, padded_rows
 from q4run.models import parts
 from q4run.models.config import ModelConfig
-from q4run.models.parts import Attention, DenseFeedForward, Gating, Layer
+from q4run.models.parts import Attention, DenseFeedForward, Layer, Router
 from q4run.models.rope import Rope
 
 Q8_0, F32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F32
@@ -115,7 +115,7 @@ def memory_at(address: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def moe(n_expert: int, n_ff: int = 96) -> parts.Experts:
-    return parts.Experts(n_expert, 1, n_ff, Gating.SOFTMAX)
+    return parts.Experts(n_expert, 1, n_ff, Router())
 
 
 def made_up_config(layers: list[parts.Experts | None], n_embd: int = 64) -> ModelConfig:

@@ -15,8 +15,8 @@ from q4run.models.parts import (
     Attention,
     DenseFeedForward,
     Experts,
-    Gating,
     Layer,
+    Router,
     SharedExpert,
 )
 from q4run.models.rope import Rope
@@ -32,7 +32,7 @@ def sparse(
     n_expert: int, k: int, n_ff: int, n_ff_shared: int = 0, attention: Attention = ATTENTION
 ) -> Layer:
     shared = SharedExpert(n_ff_shared) if n_ff_shared else None
-    return Layer(attention, Experts(n_expert, k, n_ff, Gating.SOFTMAX, shared))
+    return Layer(attention, Experts(n_expert, k, n_ff, Router(), shared))
 
 
 BASE = ModelConfig(
