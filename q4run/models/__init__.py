@@ -2,7 +2,8 @@
 
 A file of this folder that names an ``ARCHITECTURE`` is a family. `parts` and `rope` have the words
 in which families speak, `config` and `rope_keys` what all decoders share, `keys` every metadata key
-that can change what is computed, `names` what tensors of any family do, `shapes` known models.
+that can change what is computed, `names` what tensors of any family do; `shapes` says what a
+model of given sizes is, `published` those of known models.
 """
 
 from importlib import import_module
