@@ -14,6 +14,7 @@ import q4run
 from q4run.bench.models.synthetic import write_model
 from q4run.budget import INTERPRETER_ALLOWANCE, default_budget
 from q4run.cli import plan_report
+from q4run.cli.known_shapes import ShapeFacts
 from q4run.convert import convert
 from q4run.convert.preview import preview_checkpoint, preview_geometry
 from q4run.convert.types.recipe import make_recipe
@@ -123,7 +124,7 @@ def test_a_busy_machine_is_said_to_be_one(monkeypatch, capsys):
     planner = planner_of(described())
     planner.machine = replace(planner.machine, busy_share=0.6)
     row = planner.row(24 * GB)
-    plan_report.print_plan(planner, [row], row, "q4run chat", "")
+    plan_report.print_plan(planner, [row], row, "q4run chat", ShapeFacts())
     assert "take 60 % of the processor" in " ".join(capsys.readouterr().out.split())
 
 
