@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from q4run.layers.decoder import Transformer
 from q4run.machine.cores import choose_threads
 from q4run.machine.memory import available_memory
 from q4run.model import Model, Opening
-from q4run.models import read_config
+from q4run.models import notes_on, read_config
 from q4run.models.config import ModelConfig
 from q4run.settings import Settings
 from q4run.text.chat_template import load_chat_template
@@ -179,8 +179,12 @@ def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] |
 
 
 def _notes(file: GGUFFile) -> tuple[str, ...]:
-    """What a person should be told about a file's types."""
-    return tuple(
+    """What a person should be told about a file's metadata and types."""
+    return (*notes_on(file), *_notes_on_types(file))
+
+
+def _notes_on_types(file: GGUFFile) -> Iterator[str]:
+    return (
         f"{fmt.name} has no kernels: such matrices are held in RAM as {fmt.in_ram.name},"
         f" {fmt.in_ram.bits_per_weight / fmt.bits_per_weight:.1f} times the size"
         for fmt in sorted(_formats(file), key=lambda fmt: fmt.name)

@@ -135,9 +135,9 @@ def _planner(case: Case, n_prompt: int, context: int, threads: int | None) -> Pl
         paths=file.parts,
         context=context,
         kv_type="f16",
-        n_prompt=n_prompt,
         anew=True,
     )
+    planner.n_prompt = n_prompt
     if case.limit is not None:
         planner.ram = Ram(case.limit, case.limit)
     return planner

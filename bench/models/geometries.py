@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from q4run.models.shapes import GEOMETRIES as _WHOLE
+from q4run.models.published import GEOMETRIES as _WHOLE
 from q4run.models.shapes import Geometry
 
 _N_LAYERS, _N_VOCAB = 6, 4096

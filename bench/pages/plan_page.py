@@ -23,7 +23,7 @@ from q4run.bench.pages.prose import code, in_words, paragraph
 from q4run.convert.preview import preview_geometry
 from q4run.convert.types.recipe import make_recipe
 from q4run.errors import Error
-from q4run.models.shapes import GEOMETRIES
+from q4run.models.published import GEOMETRIES
 from q4run.planning.advice import Row, make_planner
 from q4run.planning.machine_speed import Given
 from q4run.sizes import format_size, parse_size

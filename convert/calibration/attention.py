@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from q4run.layers.rotary import temperatures
 from q4run.models.parts import Attention, QKNorm
 from q4run.models.rope import Rope, RopeForm
 
@@ -40,8 +41,7 @@ def attend(
         keys = rms_norm(keys, eps)
     positions = np.arange(n_tokens)
     if part.temperature is not None:
-        growth = np.log1p((positions + 1) // part.temperature.length)
-        queries = queries * (1 + part.temperature.scale * growth).astype(np.float32)[:, None, None]
+        queries = queries * temperatures(part.temperature, 0, n_tokens)[:, None, None]
     group = part.n_head // part.n_head_kv
     queries = queries * np.float32(part.key_dim**-0.5)
     attended = np.empty((n_tokens, part.n_head, part.value_dim), np.float32)

@@ -32,7 +32,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_feed_forward_length(n_ff)
     tensors = list(_tensors(checkpoint, sizes, n_ff))
     checkpoint.check_all_claimed(IGNORABLE)
-    return Plan(metadata, tensors, sizes.n_vocab, config)
+    return Plan(metadata, tensors, sizes.n_vocab, config, sizes.rope.notes("llama"))
 
 
 def refuse_sliding_window(config: Config) -> None:

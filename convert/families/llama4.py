@@ -60,6 +60,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_expert_used_count(n_used)
     metadata.add_interleave_moe_layer_step(moe_step)
     notes = _add_own_keys(metadata, config, sizes.n_layer, n_expert)
+    notes += sizes.rope.notes("llama4")
 
     names = SourceNames(checkpoint, "llama4", sizes.n_layer, prefix)
     dense = DenseFeedForward(n_ff_dense)

@@ -61,7 +61,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         declared = experts.tensors(sizes.n_embd, layer)
         tensors += with_experts(checkpoint, declared, names, claim)
     checkpoint.check_all_claimed(IGNORABLE)
-    return Plan(metadata, tensors, sizes.n_vocab, config)
+    return Plan(metadata, tensors, sizes.n_vocab, config, sizes.rope.notes("llama"))
 
 
 def _separate_experts(checkpoint: Checkpoint, stacks: Sequence[Tensor], base: str) -> Stacks:

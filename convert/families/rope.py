@@ -21,6 +21,9 @@ from q4run.models.rope import (
 )
 from q4run.models.rope_keys import YARN_TRUNCATE
 
+# The architectures in which llama.cpp reads where YaRN's ramp begins and ends.
+_BETAS_READ_BY_LLAMA_CPP = {"grok", "laguna", "mistral3", "mistral4"}
+
 
 @dataclass(frozen=True)
 class StoredRope:
@@ -54,6 +57,22 @@ class StoredRope:
             metadata.add_rope_scaling_attn_factors(scaling.attention_factor / magnitude)
         if scaling.yarn:
             _add_yarn_keys(metadata, scaling.yarn)
+
+    def notes(self, architecture: str) -> list[str]:
+        """Returns a line where llama.cpp takes no notice of a key that was written."""
+        yarn = self.rope.scaling.yarn
+        if yarn is None:
+            return []
+        ignored = [YARN_TRUNCATE] if yarn.truncate != Yarn.truncate else []
+        if architecture not in _BETAS_READ_BY_LLAMA_CPP:
+            ignored += ["rope.scaling.yarn_beta_fast"] * (yarn.beta_fast != Yarn.beta_fast)
+            ignored += ["rope.scaling.yarn_beta_slow"] * (yarn.beta_slow != Yarn.beta_slow)
+        if not ignored:
+            return []
+        return [
+            f"llama.cpp ignores {', '.join(ignored)}: its results with this file differ from"
+            " q4run's"
+        ]
 
 
 def _add_yarn_keys(metadata: gguf.GGUFWriter, yarn: Yarn) -> None:

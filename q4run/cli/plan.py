@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from q4run.cli import options
+from q4run.cli.known_shapes import NAMES, facts_of, geometry_named
 from q4run.cli.opening import model_in_the_box
 from q4run.errors import Error
 from q4run.machine.memory import total_memory
@@ -20,6 +21,7 @@ from q4run.terminal import Waiting
 
 if TYPE_CHECKING:
     from q4run.gguf_file import GGUFFile
+    from q4run.models.config import ModelConfig
     from q4run.planning.machine_speed import Given
 
 _NEW_PANEL = "A model that is not converted yet"
@@ -49,8 +51,7 @@ class NewModel:
         typer.Option(
             "--geometry",
             metavar="NAME",
-            help="A known model's shape instead of a file: scout, maverick, behemoth, mixtral,"
-            " small-scout.",
+            help=f"A known model's shape instead of a file: {', '.join(NAMES)}.",
             rich_help_panel=_NEW_PANEL,
             show_default=False,
         ),
@@ -184,7 +185,7 @@ def plan(
       q4run plan model.gguf --ram-budget 8G --context 16384
       q4run plan Llama-4-Scout --type q8_0 --expert-type q4_0
       q4run plan --geometry maverick --type q4_0 --ram 64G --disk 7G
-      q4run plan --geometry scout --type tq1_0 --json
+      q4run plan --geometry qwen3-30b-a3b --type q4_0 --json
     """
     is_new = _check_given(model, new)
     is_box = new.geometry is None and model is None
@@ -193,13 +194,14 @@ def plan(
     with Waiting("reading headers") as waiting:
         from q4run.planning.advice import make_planner
 
-        file = _described(model, new)
+        file, config = _described(model, new)
         planner = make_planner(
             file,
             _given(machine, settings.threads),
             paths=() if is_new else file.parts,
             context=settings.context,
             kv_type=settings.kv_type,
+            config=config,
             anew=machine.measure,
             progress=waiting.update,
         )
@@ -210,17 +212,16 @@ def plan(
         row = planner.row(parse_size(str(settings.ram_budget), planner.ram.total))
         rows = planner.rows(row.budget)
     from q4run.cli import plan_report
-    from q4run.models.shapes import GEOMETRIES
 
     command = shlex.join(_chat_words(None if is_box else file.path, row.budget, settings))
     if model is not None and is_new:
         convert = ["q4run", "convert", str(model), str(file.path), *new.types]
         command = f"{shlex.join(convert)} && {command}"
-    note = GEOMETRIES[new.geometry].note if new.geometry else ""
+    shape = facts_of(new.geometry)
     if json_output:
-        print(json.dumps(plan_report.as_json(planner, rows, row, command, note)))
+        print(json.dumps(plan_report.as_json(planner, rows, row, command, shape)))
     else:
-        plan_report.print_plan(planner, rows, row, command, note)
+        plan_report.print_plan(planner, rows, row, command, shape)
 
 
 def _check_given(model: Path | None, new: NewModel) -> bool:
@@ -264,23 +265,20 @@ def _chat_words(path: Path | None, budget: int, settings: Settings) -> list[str]
     return words
 
 
-def _described(model: Path | None, new: NewModel) -> GGUFFile:
-    """The model's file, or what converting would make of the folder or the shape."""
-    geometry = new.geometry
-    if geometry is None and model is not None and not model.is_dir():
+def _described(model: Path | None, new: NewModel) -> tuple[GGUFFile, ModelConfig | None]:
+    """The model's file, or what converting would make of the folder or the shape; of a shape also
+    what it is, for its family need not run yet."""
+    if new.geometry is None and model is not None and not model.is_dir():
         from q4run.gguf_file import open_gguf
 
-        return open_gguf(model)
+        return open_gguf(model), None
     from q4run.convert.preview import preview_checkpoint, preview_geometry
     from q4run.convert.types.recipe import make_recipe
-    from q4run.models import FAMILIES
-    from q4run.models.shapes import GEOMETRIES
+    from q4run.models.shapes import config_of
 
     types = make_recipe(new.type_name, new.expert_type, new.recipe, ())
-    if geometry is None:
+    if new.geometry is None:
         assert model is not None
-        return preview_checkpoint(model, types)
-    known = [name for name, shape in GEOMETRIES.items() if shape.architecture in FAMILIES]
-    if geometry not in known:
-        raise Error(f"there is no geometry '{geometry}'; choose {', '.join(known)}")
-    return preview_geometry(geometry, GEOMETRIES[geometry], types)
+        return preview_checkpoint(model, types), None
+    geometry = geometry_named(new.geometry)
+    return preview_geometry(new.geometry, geometry, types), config_of(geometry)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from q4run.budget import INTERPRETER_ALLOWANCE
+from q4run.cli.known_shapes import ShapeFacts
 from q4run.planning.advice import Planner, Row
 from q4run.planning.forecast import Speed
 from q4run.sizes import format_size
@@ -21,7 +22,7 @@ _WORTH_SAYING = 0.97  # slower than so
 
 
 def as_json(
-    planner: Planner, rows: Sequence[Row], row: Row, command: str, note: str
+    planner: Planner, rows: Sequence[Row], row: Row, command: str, shape: ShapeFacts
 ) -> dict[str, Any]:
     """Sizes in bytes, speeds per second; README.md and interface.md name the main keys."""
     forecast, work, machine = row.forecast, planner.work, planner.machine
@@ -74,7 +75,8 @@ def as_json(
             for other in rows
         ],
         "command": command,
-        "note": note,
+        "note": shape.note,
+        "bytes_per_token_by_type": {name: r.n_bytes for name, r in shape.reads.items()},
     }
 
 
@@ -102,14 +104,16 @@ def _memory(planner: Planner, row: Row) -> dict[str, int]:
     }
 
 
-def print_plan(planner: Planner, rows: Sequence[Row], row: Row, command: str, note: str) -> None:
-    """To standard output; 80 columns are enough, but for the command. note: of the shape."""
+def print_plan(
+    planner: Planner, rows: Sequence[Row], row: Row, command: str, shape: ShapeFacts
+) -> None:
+    """To standard output; 80 columns are enough, but for the command."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=80)
     for part in (_where(planner, row), _how_fast(row, planner.work.cold_bytes), _table(rows, row)):
         console.print(part)
-    for text in (*_remarks(planner, row), *filter(None, [note])):
+    for text in (*_remarks(planner, row), *shape.lines()):
         console.print(text, style="dim", markup=False)
     console.print()
     console.print(printable(command), markup=False, soft_wrap=True, style="bold")

@@ -10,7 +10,7 @@ from q4run.kernels.attention.heads import NO_TEMPERATURES
 from q4run.kernels.attention.layer import ATTENTION, attention_layer
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.materials import Materials
-from q4run.layers.rotary import Positions
+from q4run.layers.rotary import Positions, temperatures
 from q4run.layers.workspace import flat_input, if_useful
 from q4run.models import parts
 from q4run.models.rope import RopeForm
@@ -66,15 +66,8 @@ class Attention:
         values, takes the tokens."""
         assert isinstance(kept, KeysValues)
         angles = positions.rotation(self._part.rope)
-        temperatures = self._temperatures(positions.first, len(x))
+        grown = NO_TEMPERATURES
+        if self._part.temperature:
+            grown = temperatures(self._part.temperature, positions.first, len(x))
         place = kept.place(positions.first)
-        attention_layer(pool, x, self._record, angles, temperatures, kept.keys, kept.values, place)
-
-    def _temperatures(self, first_position: int, n_tokens: int) -> np.ndarray:
-        """What each token's queries are multiplied by; empty where nothing is."""
-        temperature = self._part.temperature
-        if temperature is None:
-            return NO_TEMPERATURES
-        positions = np.arange(first_position, first_position + n_tokens)
-        growth = np.log1p((positions + 1) // temperature.length)
-        return (1 + temperature.scale * growth).astype(np.float32)
+        attention_layer(pool, x, self._record, angles, grown, kept.keys, kept.values, place)

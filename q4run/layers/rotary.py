@@ -1,4 +1,5 @@
-"""Rotary position embedding: the angles of a pass, once for all layers that rotate alike."""
+"""What positions do: the angles of rotary embedding, once for layers that rotate alike, and what
+queries grow by."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +9,7 @@ import numpy as np
 
 from q4run.errors import FormatError
 from q4run.kernels.attention.heads import NO_ANGLES
-from q4run.models.parts import Tensor, rope_tensors
+from q4run.models.parts import Temperature, Tensor, rope_tensors
 from q4run.models.rope import Rope, Yarn
 
 # cos and sin of each angle, float32 (2, n_tokens, dim / 2).
@@ -105,3 +106,11 @@ def _angles(positions: np.ndarray, frequencies: np.ndarray, magnitude: float) ->
     rotation: Angles = np.empty((2, *angles.shape), np.float32)
     rotation[0], rotation[1] = magnitude * np.cos(angles), magnitude * np.sin(angles)
     return rotation
+
+
+def temperatures(temperature: Temperature, first_position: int, n_tokens: int) -> np.ndarray:
+    """Returns what each token's queries are multiplied by, float32 (n_tokens,)."""
+    positions = np.arange(first_position, first_position + n_tokens) + temperature.offset
+    growth = np.log1p(positions // temperature.length)
+    factors: np.ndarray = (1 + temperature.scale * growth).astype(np.float32)
+    return factors

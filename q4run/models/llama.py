@@ -1,10 +1,17 @@
 """Llama 1 to 3 and, with experts, Mixtral (Touvron et al., arXiv:2302.13971; arXiv:2401.04088)."""
 
+from gguf import ExpertGatingFuncType
+
 from q4run.gguf_file import GGUFFile
 from q4run.models.config import ModelConfig, read_attention, read_decoder, read_experts, read_n_ff
+from q4run.models.keys import DECODER_KEYS, EXPERT_KEYS, FamilyKeys
 from q4run.models.parts import DenseFeedForward, FeedForward, Layer, Router
 
 ARCHITECTURE = "llama"
+KEYS = FamilyKeys(
+    applied=DECODER_KEYS | EXPERT_KEYS | {"feed_forward_length"},
+    fixed={"expert_gating_func": (ExpertGatingFuncType.SOFTMAX,), "expert_weights_norm": (True,)},
+)
 
 
 def read_config(file: GGUFFile) -> ModelConfig:

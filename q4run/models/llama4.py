@@ -8,6 +8,8 @@ llama.cpp takes the constants below for granted; a file that differs carries key
 
 from dataclasses import replace
 
+from gguf import ExpertGatingFuncType
+
 from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile
 from q4run.models.config import (
@@ -18,6 +20,7 @@ from q4run.models.config import (
     read_experts,
     read_n_ff,
 )
+from q4run.models.keys import DECODER_KEYS, EXPERT_KEYS, FamilyKeys
 from q4run.models.parts import (
     DenseFeedForward,
     Layer,
@@ -39,6 +42,28 @@ TEMPERATURE_SCALE = 0.1
 NOPE_INTERVAL = 4
 # The one released form without q/k norm, Maverick, is known by its number of experts.
 N_EXPERT_WITHOUT_QK_NORM = 128
+
+KEYS = FamilyKeys(
+    applied=DECODER_KEYS
+    | EXPERT_KEYS
+    | {
+        "attention.chunk_size",
+        "attention.layer_chunked",
+        "attention.no_rope_layers",
+        "attention.qk_norm",
+        "attention.temperature_length",
+        "attention.temperature_scale",
+        "expert_shared_feed_forward_length",
+        "feed_forward_length",
+        "interleave_moe_layer_step",
+    },
+    fixed={
+        # A 0 says that no layer is chunked, and is obeyed; of all else llama.cpp takes no notice.
+        "attention.sliding_window": (CHUNK_SIZE,),
+        "expert_gating_func": (ExpertGatingFuncType.SIGMOID,),
+        "expert_shared_count": (1,),
+    },
+)
 
 
 def read_config(file: GGUFFile) -> ModelConfig:

@@ -25,6 +25,25 @@ from q4run.models.rope import (
 # A key of our own: whether the ends of YaRN's ramp are whole pairs. GGUF cannot say it.
 YARN_TRUNCATE = "rope.scaling.yarn_truncate"
 
+# The keys that `read_rope` obeys.
+ROPE_KEYS = frozenset(
+    {
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.attn_factor",
+        "rope.scaling.factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.type",
+        "rope.scaling.yarn_attn_factor",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_ext_factor",
+        "rope.scaling.yarn_log_multiplier",
+        YARN_TRUNCATE,
+    }
+)
+
 _LINEAR, _YARN, _LONGROPE = "linear", "yarn", "longrope"
 _KINDS = ("none", _LINEAR, _YARN, _LONGROPE)
 

@@ -76,25 +76,24 @@ def make_planner(
     paths: Sequence[Path],
     context: int | None,
     kv_type: str,
-    n_prompt: int = DEFAULT_PROMPT,
+    config: ModelConfig | None = None,
     anew: bool = False,
     progress: Progress | None = None,
 ) -> "Planner":
     """Reads the model's shape, finds the machine's speeds, and puts them together.
 
-    paths: of the model's files on disk, none where it is no file yet; context: None as in `load`.
+    paths: of the model's files on disk, none where it is no file yet; context: None as in `load`;
+    config: what the model is where no family reads it from the file.
     Raises what `read_config`, `read_layout` and `find_speeds` raise.
     """
-    config = read_config(file)
+    config = config or read_config(file)
     layout = read_layout(file, config)
     context = context or min(DEFAULT_CONTEXT, config.context_length)
     work = count_work(file, config, layout, kv_type)
     formats = [format_of(_of_type(file, name)) for name in work.main_types()]
     machine = find_speeds(config, kv_type, formats, paths, given, anew=anew, progress=progress)
     ram = ram_of(given.ram)
-    return Planner(
-        file, config, layout, machine, ram, work=work, context=context, n_prompt=n_prompt
-    )
+    return Planner(file, config, layout, machine, ram, work=work, context=context)
 
 
 def _of_type(file: GGUFFile, name: str) -> TensorInfo:

@@ -18,7 +18,7 @@ from q4run.experts.layout import read_layout
 from q4run.gguf_file import open_gguf
 from q4run.inspection.model import summarize
 from q4run.models import FAMILIES, read_config
-from q4run.models.shapes import GEOMETRIES
+from q4run.models.published import GEOMETRIES
 from q4run.planning.work import count_work
 
 CASE_TYPES: dict[str, dict[str, Any]] = {

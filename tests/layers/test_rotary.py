@@ -17,8 +17,8 @@ from q4run.convert.config import Config
 from q4run.convert.families.rope import read_rope as read_config_rope
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, describe_file
-from q4run.layers.rotary import RotaryEmbedding
-from q4run.models.parts import Tensor, rope_tensors
+from q4run.layers.rotary import RotaryEmbedding, temperatures
+from q4run.models.parts import Temperature, Tensor, rope_tensors
 from q4run.models.rope import Rope, RopeForm
 from q4run.models.rope_keys import RopeDefaults, read_rope
 
@@ -284,3 +284,21 @@ def test_halves_are_refused_until_they_can_be_rotated(file_of, monkeypatch):
     monkeypatch.setattr(llama, "read_attention", lambda file: read_attention(file, neox))
     with pytest.raises(UnsupportedError, match="NEOX"), q4run.load(file_of("plain"), context=64):
         pass
+
+
+def test_the_converter_tells_which_keys_llama_cpp_ignores(tmp_path):
+    notes = {}
+    for name in ("yarn", "yarn, attention factor", "yarn, not truncated", "linear"):
+        checkpoint = make_scaled_checkpoint(name, tmp_path / name)
+        summary = convert(checkpoint, tmp_path / "model.gguf", type="f32", force=True)
+        notes[name] = [note for note in summary.notes if "llama.cpp ignores" in note]
+    assert notes["yarn"] == notes["linear"] == []
+    assert "yarn_beta_fast, rope.scaling.yarn_beta_slow:" in notes["yarn, attention factor"][0]
+    assert "rope.scaling.yarn_truncate:" in notes["yarn, not truncated"][0]
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_queries_grow_with_position(offset):
+    factors = temperatures(Temperature(4, 0.5, offset), 2, 8)
+    expected = [1 + 0.5 * math.log(1 + (p + offset) // 4) for p in range(2, 10)]
+    np.testing.assert_allclose(factors, expected, rtol=1e-6)

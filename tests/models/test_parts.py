@@ -17,8 +17,9 @@ from q4run.layers.decoder import check_all_declared
 from q4run.models import FAMILIES, read_config
 from q4run.models.names import role_of
 from q4run.models.parts import Attention, QKNorm, tensor_name
+from q4run.models.published import GEOMETRIES
 from q4run.models.rope import Rope
-from q4run.models.shapes import GEOMETRIES, tensors_of
+from q4run.models.shapes import tensors_of
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

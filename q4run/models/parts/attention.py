@@ -12,10 +12,11 @@ from q4run.models.rope import Rope
 
 @dataclass(frozen=True)
 class Temperature:
-    """Queries grow with position p: q * (1 + scale * ln(1 + floor((p + 1) / length)))."""
+    """Queries grow with position p: q * (1 + scale * ln(1 + floor((p + offset) / length)))."""
 
     length: int
     scale: float
+    offset: int = 1  # Llama 4 counts positions from 1 here, Mistral from 0
 
 
 class QKNorm(Enum):
