@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from q4run.cli import options
+from q4run.cli.answer import PartWriter
 from q4run.cli.live import progress
 from q4run.cli.opening import open_model
-from q4run.terminal import AnswerWriter, note, quiet_line
+from q4run.cli.thinking import Thinking
+from q4run.terminal import note, quiet_line
 from q4run.text.files import decode_text, read_text
 
 if TYPE_CHECKING:
@@ -68,13 +70,15 @@ def run(
     prompt: Prompt,
     json_output: options.Json = False,
     stats: options.Stats = False,
+    thinking: Thinking,
     sampling: options.Sampling,
     settings: options.ModelSettings,
 ) -> None:
     """Complete one prompt: the text goes to standard output, figures to standard error.
 
     The prompt is put to the model as a user's message, in the chat template
-    that its file brings along; --raw continues the prompt as it stands.
+    that its file brings along; --raw continues the prompt as it stands. A
+    model's reasoning goes to standard error.
 
     [bold]Examples[/]
       q4run run -p "I am looking for a restaurant in San Jose."
@@ -84,21 +88,28 @@ def run(
       git diff | q4run run model.gguf -p - --system "Sum this change up."
     """
     text = prompt.read()
+    if prompt.raw:
+        thinking.refuse("--raw leaves out the chat template, which would read it")
     with open_model(model, settings) as opened:
         from q4run.generation.completion import Completion
         from q4run.generation.sampler import Sampler
 
-        ids = _tokenize(opened, text, prompt.system, prompt.raw)
+        ids = _tokenize(opened, text, prompt, thinking)
         completion = Completion(
-            opened.session, opened.tokenizer, ids, Sampler(sampling), prompt.tokens
+            opened.session,
+            opened.tokenizer,
+            ids,
+            Sampler(sampling),
+            prompt.tokens,
+            marks=opened.template.marks if opened.template and not prompt.raw else None,
         )
         # A pipe gets the completion and nothing else, not even a line feed.
-        writer = AnswerWriter(sys.stderr if json_output else sys.stdout)
+        writer = PartWriter(sys.stderr if json_output else sys.stdout)
         try:
             with progress("reading the prompt", opened, completion, stats=stats) as shown:
-                for piece in completion:
+                for part in completion.parts():
                     with shown.writing():
-                        writer.write(piece)
+                        writer.write(part)
         finally:
             writer.end(new_line=json_output or sys.stdout.isatty())
         if json_output:
@@ -112,15 +123,17 @@ def run(
             note(f"The context of {opened.session.context} tokens is full; --context gives more.")
 
 
-def _tokenize(model: Model, text: str, system: str | None, raw: bool) -> list[int]:
-    if not raw and model.template is None:
-        also = "" if system is None else ", and --system is left out"
-        note(f"{model.path.name} has no chat template: the prompt is continued as by --raw{also}.")
-    if raw or model.template is None:
+def _tokenize(model: Model, text: str, prompt: Prompt, thinking: Thinking) -> list[int]:
+    if prompt.raw:
         return model.tokenize(text, special=True)
-    messages = [{"role": "system", "content": system}] if system else []
+    variables = thinking.choose_variables(model)
+    if model.template is None:
+        also = "" if prompt.system is None else ", and --system is left out"
+        note(f"{model.path.name} has no chat template: the prompt is continued as by --raw{also}.")
+        return model.tokenize(text, special=True)
+    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
     messages.append({"role": "user", "content": text})
-    return model.tokenize(model.template.render(messages), special=True)
+    return model.tokenize(model.template.render(messages, **variables), special=True)
 
 
 def _facts(completion: Completion) -> list[str]:
@@ -145,6 +158,7 @@ def _figures(model: Model, completion: Completion, with_layers: bool) -> dict[st
     figures: dict[str, Any] = {
         "model": str(model.path),
         "text": completion.text,
+        "reasoning": completion.reasoning,
         "finish": completion.finish,
         "threads": model.threads,
         "io": model.io,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-Variables = dict[str, str | bool | int]
+Variables = dict[str, Any]
 
 
 class Kind(Enum):
