@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from q4run.convert.calibration.calibration import Calibration
 from q4run.convert.output.layout import Part
@@ -24,6 +25,12 @@ def planning_notes(plan: ConversionPlan) -> list[str]:
         *plan.imatrix_notes,
         *_split_notes(plan.parts, plan.options.split_max_size),
     ]
+
+
+def leftover_notes(removed: Sequence[Path]) -> list[str]:
+    """What was cleared away of conversions to the same output that were killed."""
+    names = ", ".join(path.name for path in removed)
+    return [f"what a killed conversion had left was removed: {names}"] if removed else []
 
 
 def resume_notes(outputs: Outputs) -> list[str]:

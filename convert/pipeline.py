@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from q4run.convert.calibrated import block_plan
-from q4run.convert.notes import loss_notes, resume_notes
+from q4run.convert.notes import leftover_notes, loss_notes, resume_notes
 from q4run.convert.options import ConversionOptions
 from q4run.convert.output.journal import fingerprint
+from q4run.convert.output.leftovers import remove_leftovers
 from q4run.convert.output.memory import held_memory
 from q4run.convert.output.outputs import Outputs, ResumableFiles, TemporaryFiles
 from q4run.convert.output.stream import BlockPlan, plan_blocks
@@ -21,6 +22,7 @@ from q4run.convert.output.writer import (
 )
 from q4run.convert.plan import ConversionPlan, plan_conversion
 from q4run.convert.summary import Summary, summarize
+from q4run.kernels.compiling.compile import take_remarks
 
 
 def convert(
@@ -55,10 +57,12 @@ def write(plan: ConversionPlan, progress: Progress | None = None) -> Summary:
     summary = summarize(plan)
     check_folder(plan.parts)
     check_not_source(plan.parts, plan.source.files)
+    removed = [path for part in plan.parts for path in remove_leftovers(part.path)]
     with _outputs(plan) as outputs:
         check_targets(plan.parts, force=plan.options.force, n_kept=outputs.n_kept)
-        notes = [*summary.notes, *resume_notes(outputs)]
+        notes = [*summary.notes, *leftover_notes(removed), *resume_notes(outputs)]
         write_parts(outputs, _block_plan(plan), progress)
+    notes += take_remarks()
     if plan.calibration is not None:
         notes += loss_notes(plan.calibration)
     seconds = plan.seconds + time.monotonic() - started

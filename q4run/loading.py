@@ -22,6 +22,7 @@ from q4run.experts.trace import TraceWriter
 from q4run.generation.session import Session
 from q4run.gguf_file import GGUFFile, open_gguf
 from q4run.kernels.attention.kinds import find_kind
+from q4run.kernels.compiling.compile import take_remarks
 from q4run.kernels.formats import Format, find_format
 from q4run.kernels.prepare import prepare
 from q4run.layers.decoder import Transformer
@@ -113,7 +114,8 @@ def open_model(
         )
         opened.pop_all()
     load_s = time.perf_counter() - started
-    opening = Opening(file.path, plan, threads, choice.method, choice.reason, _notes(file), load_s)
+    notes = (*_notes(file), *take_remarks())
+    opening = Opening(file.path, plan, threads, choice.method, choice.reason, notes, load_s)
     return Model(opening, transformer, Session(transformer, kv_cache), tokenizer, template)
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from q4run.errors import Error
 
+_DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 _PATIENCE_S = 0.5
 _STALL_S = 2.0
 # Control characters steer a terminal; line feed and tab alone are text.
@@ -198,11 +199,14 @@ class AnswerWriter:
 
     In a terminal a word appears when it is complete, so that it can go whole onto the next line;
     lines between ``` fences are left to the terminal, since a line feed would change them.
+    dim: in a terminal, in fainter letters.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, dim: bool = False) -> None:
         self._stream = stream
         self._is_terminal = stream.isatty()
+        dims = dim and self._is_terminal and has_colours(stderr_console())
+        self._before, self._after = (_DIM, _NOT_DIM) if dims else ("", "")
         self._word = ""
         self._spaces = ""
         self._line = ""
@@ -257,7 +261,7 @@ class AnswerWriter:
 
     def _emit(self, text: str) -> None:
         if text:
-            self._stream.write(text)
+            self._stream.write(f"{self._before}{text}{self._after}")
             self._is_at_line_start = text.endswith("\n")
 
     @property

@@ -30,6 +30,7 @@ from q4run.bench.figures.tables import console
 from q4run.bench.models.checkpoints import write_checkpoint
 from q4run.errors import Error
 from q4run.kernels.formats import find_format_named
+from q4run.machine.interrupts import ending_cleanly
 from q4run.machine.memory import peak_rss_of
 from q4run.sizes import format_size
 
@@ -68,12 +69,16 @@ def convert(source: Path, out: Path, arguments: argparse.Namespace, stop: Stop |
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         end, seen = "to the end", 0
-        while not _has_ended(process.pid):
-            seen = max(seen, peak_rss_of(process.pid) or 0)
-            if stop is not None and end == "to the end" and _written(out) >= stop.n_bytes:
-                process.send_signal(stop.number)
-                end = f"{stop.number.name} at {format_size(stop.n_bytes)}"
-            time.sleep(0.02)
+        try:
+            while not _has_ended(process.pid):
+                seen = max(seen, peak_rss_of(process.pid) or 0)
+                if stop is not None and end == "to the end" and _written(out) >= stop.n_bytes:
+                    process.send_signal(stop.number)
+                    end = f"{stop.number.name} at {format_size(stop.n_bytes)}"
+                time.sleep(0.02)
+        except BaseException:
+            process.kill()
+            raise
         assert process.stderr is not None
         message = process.stderr.read().decode()
         # Of this child alone: what other children took does not count.
@@ -207,4 +212,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_cleanly():  # no process is to be left behind
+        main()

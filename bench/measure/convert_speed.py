@@ -36,6 +36,7 @@ from q4run.bench.peer.llama_cpp_files import (
 )
 from q4run.errors import Error
 from q4run.machine.cores import choose_threads
+from q4run.machine.interrupts import ending_cleanly
 
 
 def _measure(quantize: Callable[[], object], out: Path) -> tuple[float, float]:
@@ -128,4 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_cleanly():  # no process is to be left behind
+        main()

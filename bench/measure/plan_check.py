@@ -30,6 +30,7 @@ from q4run.bench.figures.tables import console, number, percent
 from q4run.bench.measure import compare, speed
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
+from q4run.machine.interrupts import ending_cleanly
 from q4run.planning.advice import Planner, Ram, make_planner
 from q4run.planning.machine_speed import Given
 from q4run.sizes import format_size
@@ -283,4 +284,5 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_cleanly():  # no process is to be left behind
+        main()

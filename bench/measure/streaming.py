@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from datetime import date
 from pathlib import Path
@@ -36,6 +35,7 @@ from q4run.errors import Error
 from q4run.experts.policies import DEFAULT_CACHE, POLICIES
 from q4run.experts.prefetch import DEFAULT_PREFETCH, PREFETCH
 from q4run.kernels.attention.kinds import kind_names
+from q4run.machine.interrupts import ending_cleanly
 from q4run.sizes import format_size
 from q4run.terminal import Waiting, describe, warn
 
@@ -167,6 +167,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    # As after Ctrl-C, no process and no cgroup is to be left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    main()
+    with ending_cleanly():  # no process and no cgroup is to be left behind
+        main()

@@ -8,7 +8,6 @@ name's length, the name, a number of calls, the number of values, the values, ea
 times the number of calls; then the number of chunks and the name of the text.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from q4run.convert.output.leftovers import remove_leftovers, temporary_path
 from q4run.errors import Error, FormatError
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
 
@@ -58,7 +58,8 @@ def write_imatrix(path: Path, imatrix: ImportanceMatrix) -> None:
     for name, entry in sorted(imatrix.entries.items()):
         writer.add_tensor(name + SUMS, entry.sums)
         writer.add_tensor(name + COUNTS, entry.counts.reshape(-1, 1))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    remove_leftovers(path)
+    temporary = temporary_path(path)
     try:
         try:
             writer.write_header_to_file(temporary)

@@ -50,7 +50,7 @@ def check_least_memory(
     _compile_codecs(tensors)
     streaming = least_plan(tensors, limits.n_threads).n_bytes
     least = max(TOKENIZER_PEAK * tokenizer_bytes, TOKENIZER_HELD * tokenizer_bytes + streaming)
-    check_memory(limits.max_ram, held_memory() + least)
+    check_memory(limits.max_ram, held_memory(), least)
 
 
 def _compile_codecs(tensors: Sequence[PlannedTensor]) -> None:

@@ -16,6 +16,7 @@ from typing import BinaryIO, Self
 
 from q4run.convert.output.journal import Fingerprint, Journal
 from q4run.convert.output.layout import Part
+from q4run.convert.output.leftovers import hold, temporary_path
 from q4run.errors import Error
 from q4run.machine.interrupts import safe_points
 
@@ -86,9 +87,19 @@ class Outputs(ABC):
 class TemporaryFiles(Outputs):
     """Files that vanish unless they are renamed."""
 
+    def __init__(self, parts: Sequence[Part]) -> None:
+        super().__init__(parts)
+        self._held: list[int] = []
+
     def path_of(self, part: Part) -> Path:
         # The process id keeps two conversions to the same output apart.
-        return part.path.with_name(f".{part.path.name}.{os.getpid()}.partial")
+        return temporary_path(part.path)
+
+    @contextmanager
+    def open(self, part: Part) -> Iterator[BinaryIO]:
+        with super().open(part) as file:
+            self._held.append(hold(file))
+            yield file
 
     def note(self, file: BinaryIO, written: int) -> None:
         pass
@@ -102,6 +113,8 @@ class TemporaryFiles(Outputs):
         with safe_points():
             for part in self.parts:
                 self.path_of(part).unlink(missing_ok=True)
+            for descriptor in self._held:
+                os.close(descriptor)
 
 
 class ResumableFiles(Outputs):

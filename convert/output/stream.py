@@ -84,12 +84,18 @@ def least_plan(tensors: Sequence[PlannedTensor], n_threads: int) -> BlockPlan:
     return BlockPlan(max(SMALLEST_BLOCK, longest_row), least_read, n_threads)
 
 
-def check_memory(max_ram: int, least: int) -> None:
-    """Raises ``BudgetError`` when ``max_ram`` is below ``least`` bytes."""
-    if max_ram < least:
+# Of a process's memory, what it may hold otherwise the next time, or a moment later.
+HELD_VARIES, HELD_VARIES_BYTES = 1 / 20, 8 * 10**6
+
+
+def check_memory(max_ram: int, held: int, least: int) -> None:
+    """Raises ``BudgetError`` when ``max_ram`` is too little for what the process holds and
+    ``least`` bytes beside it. It advises what is enough also where a bit more is held next time."""
+    if max_ram < held + least:
+        enough = int(held * (1 + HELD_VARIES)) + HELD_VARIES_BYTES + least
         raise BudgetError(
             f"{format_size(max_ram)} of memory is too little for this conversion: "
-            f"the least that works is --max-ram {-(-least // 10**6)}M"
+            f"allow it --max-ram {-(-enough // 10**6)}M"
         )
 
 
@@ -98,10 +104,10 @@ def plan_blocks(
 ) -> BlockPlan:
     """The largest sensible blocks with which a process that holds ``held`` stays below ``max_ram``.
 
-    Raises ``BudgetError``, with the least that works, when that leaves too little.
+    Raises ``BudgetError``, with what is enough, when that leaves too little.
     """
     plan = least_plan(tensors, n_threads)
-    check_memory(max_ram, held + plan.n_bytes)
+    check_memory(max_ram, held, plan.n_bytes)
     matrices = [
         tensor.n_rows * tensor.n_cols
         for tensor in (planned.tensor for planned in tensors)

@@ -3,6 +3,8 @@
 import fcntl
 import hashlib
 import os
+import pickle
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numba
 from numba.core import config
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
@@ -37,6 +39,9 @@ def _cache_root() -> Path:
 CACHE_FOLDER = _cache_root() / "kernels" / f"{_source_fingerprint()}-{TARGET}"
 
 
+_CHECKSUM_BYTES = 4
+
+
 def _can_write(folder: Path) -> bool:
     """Whether compiled kernels can be kept; numba's own fallback would mix targets and sources."""
     try:
@@ -54,6 +59,49 @@ def can_cache() -> bool:
     return _CAN_CACHE
 
 
+_remarks: dict[str, None] = {}
+
+
+def take_remarks() -> list[str]:
+    """Return what a person should know about the cache; nothing the next time."""
+    remarks = list(_remarks)
+    _remarks.clear()
+    return remarks
+
+
+class _CheckedFiles(IndexDataCacheFile):
+    """Numba's files, where a damaged one counts as absent: a checksum stands before the code."""
+
+    def _load_index(self) -> dict[Any, str]:
+        try:
+            return dict(super()._load_index())
+        except OSError:
+            return {}
+        except Exception:  # whatever unpickling makes of it
+            return self._damaged({})
+
+    def _load_data(self, name: str) -> Any:
+        with open(self._data_path(name), "rb") as file:
+            checksum, data = file.read(_CHECKSUM_BYTES), file.read()
+        if checksum != _checksum(data):
+            return self._damaged(None)
+        return pickle.loads(data)
+
+    def _save_data(self, name: str, data: Any) -> None:
+        dumped = self._dump(data)
+        with self._open_for_write(self._data_path(name)) as file:
+            file.write(_checksum(dumped))
+            file.write(dumped)
+
+    def _damaged(self, instead: Any) -> Any:
+        _remarks[f"a file in {CACHE_FOLDER} was damaged: its kernels were compiled anew"] = None
+        return instead
+
+
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little")
+
+
 class _KernelCache(FunctionCache):
     """Numba's, in q4run's folder, and safe where several processes compile.
 
@@ -68,12 +116,24 @@ class _KernelCache(FunctionCache):
             super().__init__(function)
         finally:
             config.CACHE_DIR = saved
+        self._cache_file = _CheckedFiles(
+            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with (CACHE_FOLDER / "lock").open("ab") as file:
-            with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            super().save_overload(sig, data)
+        """Keeps a kernel for the next start; where that is impossible, this one has it all the
+        same."""
+        try:
+            with (CACHE_FOLDER / "lock").open("ab") as file:
+                with suppress(OSError):  # some network file systems have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                super().save_overload(sig, data)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            _remarks[
+                f"compiled kernels cannot be kept in {CACHE_FOLDER} ({reason}): every start"
+                " compiles them; make room on that disk, or set Q4RUN_CACHE to another folder"
+            ] = None
 
 
 def kernel(**options: Any) -> Callable[[Callable], Callable]:

@@ -60,6 +60,10 @@ class KeysValues:
         """The memory of keys and values."""
         return self.keys.array.nbytes + self.values.array.nbytes
 
+    def has_overflowed(self) -> bool:
+        """Returns whether a key or a value was larger than its kind holds."""
+        return any(rows.kind.has_overflowed(rows.array) for rows in (self.keys, self.values))
+
     def place(self, position: int) -> int:
         """Returns the index in a head's rows at which a pass writes that begins at ``position``.
 
@@ -135,6 +139,7 @@ class KVCache:
         """kv_type: the name of a kind of keys and values."""
         kind = find_kind(kv_type)
         self.context = context
+        self.kv_type = kv_type
         self.layers = [KeysValues(layer.attention, context, kind) for layer in config.layers]
         self.length = 0
 
@@ -146,6 +151,10 @@ class KVCache:
     def n_bytes(self) -> int:
         """The memory of all layers' states."""
         return sum(state.n_bytes for state in self._states)
+
+    def has_overflowed(self) -> bool:
+        """Returns whether a key or a value was larger than ``kv_type`` holds."""
+        return any(layer.has_overflowed() for layer in self.layers)
 
     def begin(self, n_tokens: int) -> int:
         """Announces the next tokens, at most ``n_tokens``; returns how many one pass may take."""

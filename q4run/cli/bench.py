@@ -13,6 +13,7 @@ import typer
 from q4run.cli import options
 from q4run.cli.opening import model_in_the_box
 from q4run.errors import Error
+from q4run.machine.interrupts import ending_cleanly
 from q4run.machine.memory import total_memory
 from q4run.settings import Settings
 from q4run.sizes import parse_size
@@ -203,7 +204,7 @@ def bench(
         warm_up=not is_cold,
         passes=2 if is_cold and is_warm else 1,
     )
-    with Waiting("starting") as waiting:
+    with ending_cleanly(), Waiting("starting") as waiting:
         compare.compile_kernels(request, waiting.update)
         results = compare.run_in_turn(
             request,

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from q4run.cli import options
+from q4run.cli.answer import PartWriter
 from q4run.cli.chat_commands import COMMANDS, execute
 from q4run.cli.live import progress
 from q4run.cli.opening import open_model
+from q4run.cli.thinking import Thinking
 from q4run.errors import Error
-from q4run.terminal import AnswerWriter, note, quiet_line, stderr_console, warn
+from q4run.terminal import note, quiet_line, stderr_console, warn
+from q4run.text.files import check_text
 
 if TYPE_CHECKING:
     from q4run.generation.completion import Completion
@@ -39,6 +42,7 @@ def chat(
     ] = None,
     json_output: options.Json = False,
     stats: options.Stats = False,
+    thinking: Thinking,
     sampling: options.Sampling,
     settings: options.ModelSettings,
 ) -> None:
@@ -46,7 +50,8 @@ def chat(
 
     In a terminal: Enter sends, Alt-Enter begins a new line, Ctrl-C stops an
     answer, Ctrl-D quits; /help lists what else there is. In a pipe, every line
-    is a message, and standard output gets the answers alone.
+    is a message, and standard output gets the answers alone; a model's reasoning
+    goes to standard error.
 
     [bold]Examples[/]
       q4run chat
@@ -54,12 +59,20 @@ def chat(
       q4run chat model.gguf --ram-budget 50% --stats
       echo "Why is the sky blue?" | q4run chat model.gguf > answer.txt
     """
+    if system is not None:
+        check_text(system, "--system")
     with open_model(model, settings) as opened:
         from q4run.generation.conversation import Conversation
 
         if opened.template is None:
             note(f"{opened.path.name} has no chat template: it may not know how to converse.")
-        conversation = Conversation(opened, sampling, system=system, max_tokens=tokens)
+        conversation = Conversation(
+            opened,
+            sampling,
+            system=system,
+            max_tokens=tokens,
+            variables=thinking.choose_variables(opened),
+        )
         _converse(conversation, sys.stderr if json_output else sys.stdout, stats=stats)
         if json_output:
             print(json.dumps({"model": str(opened.path), "messages": conversation.messages}))
@@ -96,7 +109,7 @@ def _answer(
     conversation: Conversation[Model], message: str, stream: TextIO, *, stats: bool
 ) -> None:
     """One turn: its text to ``stream``, what is to be said about it to standard error."""
-    writer = AnswerWriter(stream)
+    writer = PartWriter(stream, trim=True)
     with conversation.ask(message) as turn:
         if turn.n_dropped:
             oldest = "exchange is" if turn.n_dropped == 1 else f"{turn.n_dropped} exchanges are"
@@ -104,9 +117,9 @@ def _answer(
         try:
             model, completion = conversation.model, turn.completion
             with progress("reading the conversation", model, completion, stats=stats) as shown:
-                for piece in turn:
+                for part in turn.parts():
                     with shown.writing():
-                        writer.write(piece if writer.has_written else piece.lstrip())
+                        writer.write(part)
         finally:
             writer.end(new_line=True)
             quiet_line(_facts(turn.completion))

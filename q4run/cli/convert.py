@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,6 +17,7 @@ from q4run.cli import options
 from q4run.cli.convert_options import Calibration, Types, Writing
 from q4run.cli.convert_summary import print_summary
 from q4run.cli.progress import progress_bar
+from q4run.machine.interrupts import ending_cleanly
 from q4run.terminal import note
 
 
@@ -67,7 +65,7 @@ def convert(
     asked = conversion.ConversionOptions(**given)
 
     with (
-        _ending_cleanly(),
+        ending_cleanly(),
         _telling_what_is_kept(writing.resume and not writing.dry_run),
         progress_bar(
             "reading the checkpoint",
@@ -88,24 +86,6 @@ def convert(
     if json_output:
         print(json.dumps(summary.as_dict()))
     print_summary(summary)
-
-
-@contextmanager
-def _ending_cleanly() -> Iterator[None]:
-    """Lets a hang-up or a polite kill end things as Ctrl-C does: with nothing left behind."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    ours = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

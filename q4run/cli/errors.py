@@ -1,6 +1,7 @@
 """How the command line ends when something goes wrong: one line and an exit status."""
 
 import functools
+import json
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ from typing import ParamSpec
 
 import typer
 
+from q4run.machine.interrupts import raising_ctrl_c
 from q4run.terminal import describe, one_line, stderr_console
 
 Parameters = ParamSpec("Parameters")
@@ -28,13 +30,16 @@ def reporting_errors(verb: Callable[Parameters, None]) -> Callable[Parameters, N
 
     1 with one line on standard error that begins ``error:``; 130 after Ctrl-C; 0 without a word
     where the reader of standard output (``head``, a pager) closed it. Wrong usage passes through.
+    With --json, standard output gets an object with ``error``, so that who reads it has one object
+    either way.
     """
 
     @functools.wraps(verb)
     def guarded(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
-            verb(*args, **kwargs)
-            sys.stdout.flush()
+            with raising_ctrl_c():
+                verb(*args, **kwargs)
+                sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
@@ -47,7 +52,11 @@ def reporting_errors(verb: Callable[Parameters, None]) -> Callable[Parameters, N
         except Exception as exception:
             if _tracebacks:
                 traceback.print_exc()
-            report_error(describe(exception))
+            message = describe(exception)
+            report_error(message)
+            if kwargs.get("json_output"):
+                with suppress(OSError):
+                    print(json.dumps({"error": one_line(message)}))
             _discard_output()
             raise typer.Exit(1) from None
 

@@ -12,6 +12,7 @@ import typer
 
 from q4run.cli import options
 from q4run.cli.progress import progress_bar
+from q4run.machine.interrupts import ending_cleanly
 from q4run.machine.memory import total_memory
 from q4run.sizes import parse_size
 from q4run.terminal import note, one_line, quiet_line, warn
@@ -65,7 +66,7 @@ def imatrix(
       q4run imatrix model-f16.gguf -f chats.txt -o model-imatrix.gguf --chunks 200 --ram-budget 8G
     """
     budget = parse_size(ram_budget, total_memory()) if ram_budget is not None else None
-    with progress_bar("reading the text") as update:
+    with ending_cleanly(), progress_bar("reading the text") as update:
         from q4run.convert.calibration.collect import make_imatrix
 
         collected = make_imatrix(

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from q4run.cli import options
+from q4run.cli.answer import PartWriter
 from q4run.cli.live import progress
 from q4run.cli.opening import open_model
-from q4run.terminal import AnswerWriter, note, quiet_line
-from q4run.text.files import decode_text, read_text
+from q4run.cli.thinking import Thinking
+from q4run.errors import Error
+from q4run.terminal import note, quiet_line
+from q4run.text.files import check_text, decode_text, read_text
 
 if TYPE_CHECKING:
     from q4run.generation.completion import Completion
@@ -50,16 +53,25 @@ class Prompt:
     ] = False
 
     def read(self) -> str:
-        """Returns the text of -p or -f. Raises typer.BadParameter unless it is one of them."""
+        """Returns the text of -p or -f. Raises typer.BadParameter unless it is one of them, and
+        Error for a text that says nothing or is not UTF-8."""
         if self.raw and self.system is not None:
             raise typer.BadParameter("--system goes into the chat template, which --raw leaves out")
         if (self.prompt is None) == (self.file is None):
             raise typer.BadParameter("give the prompt with either -p PROMPT or -f FILE")
+        if self.system is not None:
+            check_text(self.system, "--system")
+        text = self._given()
+        if not self.raw and not text.strip():
+            raise Error("the prompt is empty: write something to answer")
+        return text
+
+    def _given(self) -> str:
         if self.file:
             return read_text(self.file)
         if self.prompt == "-":
             return decode_text(sys.stdin.buffer.read(), "standard input")
-        return str(self.prompt)
+        return check_text(str(self.prompt), "--prompt")
 
 
 def run(
@@ -68,13 +80,15 @@ def run(
     prompt: Prompt,
     json_output: options.Json = False,
     stats: options.Stats = False,
+    thinking: Thinking,
     sampling: options.Sampling,
     settings: options.ModelSettings,
 ) -> None:
     """Complete one prompt: the text goes to standard output, figures to standard error.
 
     The prompt is put to the model as a user's message, in the chat template
-    that its file brings along; --raw continues the prompt as it stands.
+    that its file brings along; --raw continues the prompt as it stands. A
+    model's reasoning goes to standard error.
 
     [bold]Examples[/]
       q4run run -p "I am looking for a restaurant in San Jose."
@@ -84,21 +98,28 @@ def run(
       git diff | q4run run model.gguf -p - --system "Sum this change up."
     """
     text = prompt.read()
+    if prompt.raw:
+        thinking.refuse("--raw leaves out the chat template, which would read it")
     with open_model(model, settings) as opened:
         from q4run.generation.completion import Completion
         from q4run.generation.sampler import Sampler
 
-        ids = _tokenize(opened, text, prompt.system, prompt.raw)
+        ids = _tokenize(opened, text, prompt, thinking)
         completion = Completion(
-            opened.session, opened.tokenizer, ids, Sampler(sampling), prompt.tokens
+            opened.session,
+            opened.tokenizer,
+            ids,
+            Sampler(sampling),
+            prompt.tokens,
+            marks=opened.template.marks if opened.template and not prompt.raw else None,
         )
         # A pipe gets the completion and nothing else, not even a line feed.
-        writer = AnswerWriter(sys.stderr if json_output else sys.stdout)
+        writer = PartWriter(sys.stderr if json_output else sys.stdout)
         try:
             with progress("reading the prompt", opened, completion, stats=stats) as shown:
-                for piece in completion:
+                for part in completion.parts():
                     with shown.writing():
-                        writer.write(piece)
+                        writer.write(part)
         finally:
             writer.end(new_line=json_output or sys.stdout.isatty())
         if json_output:
@@ -112,15 +133,17 @@ def run(
             note(f"The context of {opened.session.context} tokens is full; --context gives more.")
 
 
-def _tokenize(model: Model, text: str, system: str | None, raw: bool) -> list[int]:
-    if not raw and model.template is None:
-        also = "" if system is None else ", and --system is left out"
-        note(f"{model.path.name} has no chat template: the prompt is continued as by --raw{also}.")
-    if raw or model.template is None:
+def _tokenize(model: Model, text: str, prompt: Prompt, thinking: Thinking) -> list[int]:
+    if prompt.raw:
         return model.tokenize(text, special=True)
-    messages = [{"role": "system", "content": system}] if system else []
+    variables = thinking.choose_variables(model)
+    if model.template is None:
+        also = "" if prompt.system is None else ", and --system is left out"
+        note(f"{model.path.name} has no chat template: the prompt is continued as by --raw{also}.")
+        return model.tokenize(text, special=True)
+    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
     messages.append({"role": "user", "content": text})
-    return model.tokenize(model.template.render(messages), special=True)
+    return model.tokenize(model.template.render(messages, **variables), special=True)
 
 
 def _facts(completion: Completion) -> list[str]:
@@ -145,6 +168,7 @@ def _figures(model: Model, completion: Completion, with_layers: bool) -> dict[st
     figures: dict[str, Any] = {
         "model": str(model.path),
         "text": completion.text,
+        "reasoning": completion.reasoning,
         "finish": completion.finish,
         "threads": model.threads,
         "io": model.io,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -13,6 +13,7 @@ from q4run.generation.completion import Completion, Finish
 from q4run.generation.sampler import Sampler, SamplingParameters
 from q4run.generation.session import Session
 from q4run.text.chat_template import PLAIN_STOP, PLAIN_TEMPLATE, ChatTemplate
+from q4run.text.reasoning import Part, Splitter
 from q4run.text.tokenizer import Tokenizer
 
 # A turn fits if this share of the context is left for the answer.
@@ -42,10 +43,15 @@ _Speaker = TypeVar("_Speaker", bound=Speaker)
 
 
 class Exchange(NamedTuple):
-    """One message of the user's and the answer to it."""
+    """One message of the user's and the answer to it.
+
+    ``reasoning`` is apart from the answer where the template reads it so; it is part of the answer
+    where the template does not.
+    """
 
     user: str
     assistant: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Conversation(Generic[_Speaker]):
     """The messages so far; ``ask`` adds to them.
 
     The model's session is to be used by nobody else meanwhile, or what it holds has to be run
-    again. ``max_tokens`` None lets an answer go on to the end of the context.
+    again. ``max_tokens`` None lets an answer go on to the end of the context. ``variables`` are
+    further names for the chat template, such as ``enable_thinking``.
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class Conversation(Generic[_Speaker]):
         *,
         system: str | None = None,
         max_tokens: int | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.system = system
@@ -81,6 +89,7 @@ class Conversation(Generic[_Speaker]):
         self._parameters = parameters
         self._sampler = Sampler(parameters)
         self._max_tokens = max_tokens
+        self._variables = dict(variables or {})
         self._last: _LastTurn | None = None
 
     @property
@@ -121,7 +130,13 @@ class Conversation(Generic[_Speaker]):
             )
         model = self.model
         completion = Completion(
-            model.session, model.tokenizer, ids, self._sampler, self._max_tokens, self._stop_text
+            model.session,
+            model.tokenizer,
+            ids,
+            self._sampler,
+            self._max_tokens,
+            self._stop_text,
+            self._template.marks,
         )
         return Turn(self, text, prompt, n_dropped, completion)
 
@@ -131,7 +146,7 @@ class Conversation(Generic[_Speaker]):
         if completion.finish is Finish.INTERRUPTED and not completion.text:
             return
         self.exchanges = self.exchanges[turn.n_dropped :]
-        self.exchanges.append(Exchange(turn.message, completion.text))
+        self.exchanges.append(self._exchange(turn))
         self._last = None
         stop = None
         if completion.finish is Finish.STOP:
@@ -139,7 +154,14 @@ class Conversation(Generic[_Speaker]):
                 return  # a text ended it, whose tokens are not to stay
             stop = self.model.tokenizer.decode(completion.tokens[-1:], special=True)
         ids = completion.prompt + completion.tokens
-        self._last = _LastTurn(turn.prompt, completion.text, ids, stop)
+        self._last = _LastTurn(turn.prompt, completion.raw, ids, stop)
+
+    def _exchange(self, turn: Turn) -> Exchange:
+        completion = turn.completion
+        if self._template.input.reasoning:
+            return Exchange(turn.message, completion.text, completion.reasoning.strip("\n"))
+        opening = Splitter(self._template.marks, turn.prompt).opening
+        return Exchange(turn.message, opening + completion.raw)
 
     def _drop(self, text: str, room: float) -> int:
         """How many exchanges must go to leave a share of the context free; all, if none would."""
@@ -151,13 +173,14 @@ class Conversation(Generic[_Speaker]):
     def _prompt(self, n_dropped: int, text: str) -> tuple[str, list[int]]:
         """The conversation and a new message, without the oldest exchanges: text and tokens."""
         exchanges = [*self.exchanges[n_dropped:], Exchange(text, "")]
-        prompt = self._template.render(_messages(self.system, exchanges)[:-1])
+        messages = _messages(self.system, exchanges)[:-1]
+        prompt = self._template.render(messages, **self._variables)
         ids = _continue(self.model.tokenizer, self._last, prompt) if self._last else None
         return prompt, ids or self.model.tokenizer.encode(prompt, special=True)
 
 
 class Turn:
-    """One message and its answer, under way: a context manager to be iterated once.
+    """One message and its answer, under way: a context manager to be iterated once, or ``parts``.
 
     Leaving the context adds to the conversation what was said, also where Ctrl-C cut it short.
     """
@@ -183,6 +206,10 @@ class Turn:
     def __iter__(self) -> Iterator[str]:
         return iter(self.completion)
 
+    def parts(self) -> Iterator[Part]:
+        """Yields reasoning and answer as they come."""
+        return self.completion.parts()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -196,7 +223,10 @@ def _messages(system: str | None, exchanges: Sequence[Exchange]) -> list[dict[st
     messages = [{"role": "system", "content": system}] if system else []
     for exchange in exchanges:
         messages.append({"role": "user", "content": exchange.user})
-        messages.append({"role": "assistant", "content": exchange.assistant})
+        answer = {"role": "assistant", "content": exchange.assistant}
+        if exchange.reasoning:
+            answer["reasoning_content"] = exchange.reasoning
+        messages.append(answer)
     return messages
 
 

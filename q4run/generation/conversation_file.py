@@ -5,7 +5,7 @@ import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from q4run.errors import Error, FormatError
 from q4run.generation.conversation import Exchange
@@ -45,16 +45,18 @@ def load_chat(path: Path) -> tuple[str | None, list[Exchange]]:
     messages = content.get("messages") if isinstance(content, dict) else content
     if not isinstance(messages, list):
         raise FormatError(f"{path}: not a conversation: there is no list of messages in it")
-    contents = [_checked(path, message, i) for i, message in enumerate(messages)]
-    system = contents.pop(0)[1] if contents and contents[0][0] == "system" else None
-    roles = [role for role, _ in contents]
+    said = [_checked(path, message, i) for i, message in enumerate(messages)]
+    system = said.pop(0).content if said and said[0].role == "system" else None
+    roles = [message.role for message in said]
     if roles != ["user", "assistant"] * (len(roles) // 2):
         raise FormatError(
             f"{path}: the messages are not a system message, if any, and then by turns of user and"
             " assistant"
         )
-    texts = [text for _, text in contents]
-    return system, [Exchange(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
+    return system, [
+        Exchange(user.content, assistant.content, assistant.reasoning)
+        for user, assistant in zip(said[::2], said[1::2], strict=True)
+    ]
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -69,16 +71,27 @@ def _write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def _checked(path: Path, message: Any, i: int) -> tuple[str, str]:
-    role, content = (
-        (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-    )
+class _Message(NamedTuple):
+    role: str
+    content: str
+    reasoning: str
+
+
+def _checked(path: Path, message: Any, i: int) -> _Message:
+    given = message if isinstance(message, dict) else {}
+    role, content = given.get("role"), given.get("content")
+    reasoning = given.get("reasoning_content")
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
         raise FormatError(
             f"{path}: message {i + 1} has not a role (system, user or assistant) and a text as"
             " content"
         )
-    return role, content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _Message(role, _valid(content), _valid(reasoning) if isinstance(reasoning, str) else "")
+
+
+def _valid(text: str) -> str:
+    """``text`` without lone surrogates, which JSON may hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _read_json(path: Path) -> Any:

@@ -70,7 +70,7 @@ def measure(
 
     Each session belongs to a model of its own. ``progress`` is called with the losses and the
     number of windows so far. Raises ``Error`` where windows are so
-    short that they predict nothing.
+    short that they predict nothing, and for logits that are no numbers.
     """
     if windows.shape[1] < 4:
         raise Error(
@@ -126,6 +126,7 @@ def _add_losses(
     nll: list[np.ndarray] = []
 
     def consume(logits: np.ndarray) -> None:
+        _check_finite(session, logits)
         done = sum(map(len, nll))
         nll.append(_nll(log_softmax(logits), targets[done:]))
 
@@ -148,11 +149,13 @@ def _add_comparison(
 
     def keep(logits: np.ndarray) -> None:
         nonlocal done
+        _check_finite(base, logits)
         expected[done : done + len(logits)] = logits
         done += len(logits)
 
     def compare(logits: np.ndarray) -> None:
         nonlocal done
+        _check_finite(session, logits)
         rows = slice(done, done + len(logits))
         done += len(logits)
         ours, theirs = log_softmax(logits), log_softmax(expected[rows])
@@ -166,6 +169,13 @@ def _add_comparison(
     done = 0
     session.clear()
     session.feed(window[:-1], consume=compare, first=first)
+
+
+def _check_finite(session: Session, logits: np.ndarray) -> None:
+    if not np.isfinite(logits).all():
+        raise session.overflow() or Error(
+            "logits are no numbers: the model file is damaged, convert or download it again"
+        )
 
 
 def _nll(log_probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:

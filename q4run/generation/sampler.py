@@ -60,6 +60,10 @@ def _check(name: str, value: float, least: float, most: float, *, whole: bool = 
         raise Error(f"{name} is {value}; give {bounds}")
 
 
+class NotFiniteError(Error):
+    """Logits that are no numbers."""
+
+
 class Sampler:
     """Chooses tokens one after the other; the same seed makes the same choices."""
 
@@ -80,7 +84,7 @@ class Sampler:
         logits = self._penalised(logits, history)
         best = int(np.argmax(logits))  # NaN counts as the largest, so one look finds it
         if not math.isfinite(logits[best]):
-            raise Error(
+            raise NotFiniteError(
                 f"no token can be chosen: the largest logit is {logits[best]}; the model file is"
                 " damaged, convert or download it again"
             )

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from q4run.cache.keys_values import KVCache
-from q4run.generation.sampler import Sampler
+from q4run.errors import Error
+from q4run.generation.sampler import NotFiniteError, Sampler
 from q4run.generation.stats import Work
 from q4run.layers.decoder import Consumer, Transformer
 
@@ -91,6 +92,16 @@ class Session:
         self.counters.decode_s += time.perf_counter() - started
         return logits
 
+    def overflow(self) -> Error | None:
+        """Return what to tell a person if logits are no numbers because of how keys and values are
+        stored; None where that is not why."""
+        if not self._cache.has_overflowed():
+            return None
+        return Error(
+            f"this model's keys or values are larger than --kv-type {self._cache.kv_type} holds:"
+            " give --kv-type f32; if that does not work either, the model file is damaged"
+        )
+
     def generate(
         self,
         ids: Sequence[int],
@@ -108,7 +119,10 @@ class Session:
             return
         logits = self.feed(ids)
         for count in range(1, most + 1):
-            token = sampler.sample(logits, self.tokens)
+            try:
+                token = sampler.sample(logits, self.tokens)
+            except NotFiniteError as error:
+                raise self.overflow() or error from None
             yield token
             if token in stop_ids or count == most or len(self.tokens) == self.context:
                 return

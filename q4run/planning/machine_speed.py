@@ -17,6 +17,7 @@ from q4run.kernels.compiling.compile import CACHE_FOLDER
 from q4run.kernels.formats import Format
 from q4run.kernels.threads.pool import ThreadPool
 from q4run.machine.cores import choose_threads, usable_cores
+from q4run.machine.interrupts import ending_cleanly
 from q4run.machine.notes import FOLDER, add_notes, counts_still, now, read_notes
 from q4run.models.config import ModelConfig
 from q4run.models.parts import Attention
@@ -203,7 +204,7 @@ def _probed_speeds(anew: bool) -> dict[str, float] | None:
         folder.mkdir(parents=True, exist_ok=True)
         if not anew and (known := remembered_speeds(folder)):
             return known
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="probe-") as probe:
+        with ending_cleanly(), tempfile.NamedTemporaryFile(dir=folder, prefix="probe-") as probe:
             piece = np.random.default_rng().bytes(_PROBE_BYTES // 16)
             for _ in range(16):
                 probe.write(piece)

@@ -8,20 +8,21 @@ needs is not there: ``**``, methods and filters that pad, repeat or encode.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
 from functools import wraps
-from types import BuiltinMethodType, MethodType
+from types import MethodType
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from markupsafe import Markup
 
-from q4run.text.template_work import Metering, Work
+from q4run.text.template_means import GLOBALS, bounded_indent, to_json
+from q4run.text.template_work import GrowingList, Metering, Work
 
 _STR_METHODS = """
 capitalize casefold count endswith find format format_map index isalnum isalpha isascii isdecimal
@@ -29,10 +30,13 @@ isdigit islower isnumeric isspace istitle isupper join lower lstrip partition re
 removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip
 swapcase title upper
 """
+_LIST_METHODS = frozenset({"copy", "count", "index"})
+_CHANGES = frozenset({"append", "clear", "extend", "insert", "pop", "remove", "reverse"})
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(_STR_METHODS.split()),
     dict: frozenset({"copy", "get", "items", "keys", "values"}),
-    list: frozenset({"copy", "count", "index"}),
+    GrowingList: _LIST_METHODS | _CHANGES,
+    list: _LIST_METHODS,
     tuple: frozenset({"count", "index"}),
     int: frozenset(),
     float: frozenset(),
@@ -44,12 +48,11 @@ abs count d default dictsort first float int items last length list map max min 
 reverse select selectattr sort unique
 """
 _TEXT_FILTERS = "capitalize e escape lower safe string title trim truncate upper"
+# What jinja2 adds to the arguments of every call inside a loop and inside a block.
+_SCOPES = ("_loop_vars", "_block_vars")
+# The longest that one character becomes when Markup escapes it: &#34; for a quotation mark.
+_LONGEST_ESCAPE = 5
 _WIDE_FIELD = re.compile(r"\d{4}|\*")
-_MAX_INDENT = 16
-
-
-class RefusedError(TemplateError):
-    """The template called ``raise_exception``."""
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
@@ -61,18 +64,19 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[_Generation, "jinja2.ext.loopcontrols"],
+            extensions=[_Generation, "jinja2.ext.do", "jinja2.ext.loopcontrols"],
             finalize=self._written,
         )
         self.work = Work()
         del self.globals["lipsum"]
-        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self.globals.update(GLOBALS)
         own: dict[str, Callable[..., Any]] = {
+            "from_json": json.loads,
             "format": lambda value, *args, **kwargs: self._percent(value, kwargs or args),
-            "indent": _indent(self.filters["indent"]),
+            "indent": bounded_indent(self.filters["indent"]),
             "join": self._join_filter,
             "replace": self._replace,
-            "tojson": _tojson,
+            "tojson": to_json,
         }
         lists = {name: self._counted(self.filters[name]) for name in _LIST_FILTERS.split()}
         texts = {name: self.filters[name] for name in _TEXT_FILTERS.split()} | own
@@ -101,8 +105,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return self._join("", parts)
 
     def sized(self, value: Any) -> Any:
-        self.work.charge(self.work.size_of(value))
+        self.work.charge(self.work.size_of(value, fix=True))
         return value
+
+    def listed(self, value: list[Any]) -> GrowingList:
+        return GrowingList(self.sized(value))
 
     def concat(self, parts: Iterable[str]) -> str:
         return self._join("", parts)
@@ -129,13 +136,19 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(__obj, MethodType) and __obj.__self__ is __self:
             return __obj(*args)
         __self.work.step()
-        text = __obj.__self__ if isinstance(__obj, BuiltinMethodType) else None
-        if isinstance(text, str) and __obj.__name__ == "replace":
-            result = __self._replace(text, *args, **kwargs)
-        elif isinstance(text, str) and __obj.__name__ == "join":
-            result = __self._join(text, *args, **kwargs)
-        else:
-            result = super().call(__context, __obj, *args, **kwargs)
+        for scope in _SCOPES:
+            kwargs.pop(scope, None)
+        __self.work.charge(__self.work.size_of([args, kwargs]))
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, GrowingList) and owner.fixed and __obj.__name__ in _CHANGES:
+            raise SecurityError(f"{__obj.__name__!r} of a list inside another is not available")
+        if isinstance(owner, str):
+            if __obj.__name__ == "join":
+                args = tuple(map(list, args))
+            __self._charge_method(owner, __obj.__name__, args)
+        result = super().call(__context, __obj, *args, **kwargs)
+        if isinstance(owner, GrowingList):
+            __self.sized(owner)
         return __self.sized(result)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -184,8 +197,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def _join(self, separator: str, values: Iterable[Any]) -> str:
         parts = list(values)
-        size = self.work.size_of(parts, as_text=True)
-        self.work.charge(size + len(separator) * len(parts))
+        self._charge_join(1, separator, parts)
         return separator.join(map(str, parts))
 
     def _join_filter(
@@ -195,11 +207,26 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             values = map(make_attrgetter(self, attribute), values)
         return self._join(str(d), values)
 
-    def _replace(self, text: Any, old: Any, new: Any, count: int = -1) -> str:
-        whole, part, other = str(text), str(old), str(new)
-        found = whole.count(part) if count < 0 else min(count, whole.count(part))
-        self.work.charge(len(whole) + found * len(other))
-        return whole.replace(part, other, count)
+    def _replace(self, s: Any, old: Any, new: Any, count: int | None = None) -> str:
+        given = str(old), str(new), -1 if count is None else count
+        self._charge_replace(1, str(s), *given)
+        return str(s).replace(*given)
+
+    def _charge_method(self, text: str, method: str, args: tuple[Any, ...]) -> None:
+        """Charges what a method of a text may make that is longer than text and arguments."""
+        longest = _LONGEST_ESCAPE if isinstance(text, Markup) else 1
+        if method == "join" and args:
+            self._charge_join(longest, text, args[0])
+        elif method == "replace" and all(isinstance(arg, str) for arg in args[:2]):
+            self._charge_replace(longest, text, *args[:3])
+
+    def _charge_join(self, longest: int, separator: str, parts: list[Any]) -> None:
+        size = self.work.size_of(parts, as_text=True)
+        self.work.charge(longest * size + len(separator) * len(parts))
+
+    def _charge_replace(self, longest: int, text: str, old: str, new: str, count: int = -1) -> None:
+        found = text.count(old) if count < 0 else min(count, text.count(old))
+        self.work.charge(len(text) + longest * found * len(new))
 
     def _percent(self, template: Any, values: Any) -> str:
         text = str(template)
@@ -227,41 +254,3 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: Any) -> NoReturn:
-    raise RefusedError(str(message))
-
-
-def _strftime_now(template: str) -> str:
-    return datetime.now().strftime(template)
-
-
-def _indent(standard: Callable[..., str]) -> Callable[..., str]:
-    @wraps(standard)
-    def indent(value: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-        _check_indent(width)
-        return standard(value, width, first, blank)
-
-    return indent
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as ``transformers`` writes it: no escapes for HTML, letters as they are."""
-    _check_indent(indent)
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _check_indent(width: int | str | None) -> None:
-    if isinstance(width, str):
-        width = len(width)
-    if width is not None and width > _MAX_INDENT:
-        raise SecurityError(f"an indent of {width} is not available")

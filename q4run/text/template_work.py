@@ -23,13 +23,25 @@ class WorkExceededError(TemplateError):
     """The template asks for more time or memory than any conversation needs."""
 
 
-class Work:
-    """What one rendering may still do, given the size of its input in characters."""
+class GrowingList(list[Any]):
+    """A list that a template has made and may add to, as long as it is part of nothing else.
 
-    def __init__(self, input_size: int = 0) -> None:
+    What contains it was charged by the size it had then, and would grow unseen.
+    """
+
+    fixed = False
+
+
+class Work:
+    """What one rendering may still do, given the size of its input in characters.
+
+    share: how much of it, for a rendering that is to be cheap.
+    """
+
+    def __init__(self, input_size: int = 0, share: float = 1.0) -> None:
         self._largest = MAX_SIZE + 4 * input_size
-        self._left = TOTAL_SIZES * self._largest
-        self._steps = MAX_STEPS
+        self._left = int(share * TOTAL_SIZES * self._largest)
+        self._steps = int(share * MAX_STEPS)
         self._deadline = time.monotonic() + MAX_SECONDS
 
     def step(self) -> None:
@@ -44,9 +56,10 @@ class Work:
         if size > self._largest or self._left < 0:
             raise WorkExceededError("it makes texts or lists without end")
 
-    def size_of(self, value: Any, *, as_text: bool = False) -> int:
+    def size_of(self, value: Any, *, as_text: bool = False, fix: bool = False) -> int:
         """Characters and elements in ``value``, with all that it contains.
 
+        ``fix``: the value is new; the lists in it are to grow no more.
         ``as_text``: the value is about to be written out; what is neither text, number, list nor
         mapping would show its insides, and is a ``SecurityError``.
         """
@@ -62,6 +75,8 @@ class Work:
                 parts = list(item)
             elif as_text and not isinstance(item, int | float | Undefined | None):
                 raise SecurityError(f"a {type(item).__name__} cannot be written out")
+            if fix and isinstance(item, GrowingList) and item is not value:
+                item.fixed = True
             size += 1 + len(parts)
             if size > self._largest:
                 raise WorkExceededError("it makes texts or lists without end")
@@ -73,7 +88,8 @@ class Metering(NodeTransformer):
     """Makes a parsed template call its environment wherever the language itself does work.
 
     A ``tick()`` before every statement, ``rounds(iterable)`` around what a loop runs over,
-    ``joined(*parts)`` for the ``~`` operator, ``sized(value)`` around lists, tuples and mappings.
+    ``joined(*parts)`` for the ``~`` operator, ``listed(value)`` around lists, and
+    ``sized(value)`` around tuples and mappings.
     """
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
@@ -95,11 +111,13 @@ class Metering(NodeTransformer):
         self.generic_visit(node)
         return _call("joined", node.nodes, node)
 
-    def visit_List(self, node: nodes.Expr) -> nodes.Node:
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("listed", [node], node)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
         return _call("sized", [node], node)
-
-    visit_Dict = visit_List
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)

@@ -396,10 +396,11 @@ def test_codecs_keep_within_the_memory_reckoned_for_them(fmt):
 
 
 def test_block_plans_fit_the_memory_they_are_given(checkpoint_of, tmp_path, monkeypatch):
-    # What the process really holds grows by the kernels that earlier tests did not compile.
+    # What a process holds differs from run to run, and grows while it plans.
+    held = iter(range(100_000_000, 110_000_000, 1_500_000))
     for module in ("pipeline", "output.memory"):
-        monkeypatch.setattr(f"q4run.convert.{module}.held_memory", lambda: 100_000_000)
-    with pytest.raises(BudgetError, match=r"the least that works is --max-ram (\d+)M") as error:
+        monkeypatch.setattr(f"q4run.convert.{module}.held_memory", lambda: next(held))
+    with pytest.raises(BudgetError, match=r"allow it --max-ram (\d+)M") as error:
         convert(checkpoint_of("llama4_scout"), tmp_path / "model.gguf", type="f32", max_ram=10**6)
     assert not list(tmp_path.glob("*.gguf"))
     least = int(str(error.value).rsplit(" ", 1)[1].removesuffix("M"))

@@ -35,7 +35,7 @@ def test_what_is_written_is_what_was_planned(options, checkpoint, tmp_path):
 
 def test_too_little_memory_is_told_before_anything_is_written(checkpoint, tmp_path):
     options = {"type": "q8_0", "max_ram": 10**6}
-    with pytest.raises(BudgetError, match="the least that works"):
+    with pytest.raises(BudgetError, match="allow it --max-ram"):
         plan_conversion(checkpoint, tmp_path / "model.gguf", ConversionOptions(**options))
     plan_conversion(checkpoint, None, ConversionOptions(**options, dry_run=True))
 

@@ -1,10 +1,10 @@
 """Conversations: what is run again and what is not, and what fits."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from helpers.chat_models import make_chat_model
+from helpers.scripted import Script
 
 import q4run
 from q4run.errors import Error
@@ -38,19 +38,6 @@ def roomy(model_path):
 def model(loaded):
     loaded.session.clear()
     return loaded
-
-
-class Script:
-    """A sampler that says what it is told to: token ids, or an exception to raise."""
-
-    def __init__(self, *said: int | BaseException | type[BaseException]) -> None:
-        self.said = list(said)
-
-    def sample(self, logits, history: Sequence[int]) -> int:
-        token = self.said.pop(0)
-        if isinstance(token, int):
-            return token
-        raise token
 
 
 def say(conversation: Conversation, message: str, *said) -> Turn:
@@ -204,7 +191,9 @@ def test_a_real_template_and_what_the_model_is_given_agree(
         given = roomy.detokenize(turn.completion.prompt[1:], special=True)
         wanted = template.render(messages).removeprefix("<|begin_of_text|>")
         assert "".join(given.split()) == "".join(wanted.split())
-        assert conversation.exchanges[number].assistant == answer
+        thinks = answer.startswith("<think>") and template.marks.get("<think>")
+        wanted = Exchange(f"number {number}", *("It is.", "so") if thinks else (answer,))
+        assert conversation.exchanges[number] == wanted
 
 
 def test_a_changed_system_message_is_run_from_the_beginning(model):

@@ -54,6 +54,10 @@ class KVKind:
         """Returns how many bytes a row of ``head_dim`` values takes."""
         return self.row_length(head_dim) * self.dtype.itemsize
 
+    def has_overflowed(self, rows: np.ndarray) -> bool:
+        """Returns whether a value was larger than this kind holds, in rows (..., row_length)."""
+        return False
+
     @staticmethod
     def padded_dim(kind, array):
         """Returns how many values a row holds, the zeros behind the head included."""

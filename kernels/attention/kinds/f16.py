@@ -7,6 +7,8 @@ from q4run.kernels.simd.casts import floats_to_half, halves_to_float
 from q4run.kernels.simd.memory import load_u16x8, store
 from q4run.kernels.simd.tails import load_some
 
+_INFINITY = 0x7C00  # without its sign
+
 
 class F16(KVKind):
     """Rows of whole vectors."""
@@ -15,6 +17,9 @@ class F16(KVKind):
 
     def row_length(self, head_dim: int) -> int:
         return (head_dim + 7) // 8 * 8
+
+    def has_overflowed(self, rows: np.ndarray) -> bool:
+        return bool((rows & 0x7FFF == _INFINITY).any())
 
     @staticmethod
     def padded_dim(kind, array):

@@ -46,6 +46,10 @@ class Q8_0(KVKind):
     def row_length(self, head_dim: int) -> int:
         return (head_dim + _VALUES - 1) // _VALUES * _BYTES
 
+    def has_overflowed(self, rows: np.ndarray) -> bool:
+        scales = rows.reshape(-1, _BYTES)[:, :2].copy().view(np.float16)
+        return bool(np.isinf(scales).any())
+
     @staticmethod
     def padded_dim(kind, array):
         return array.shape[2] // _BYTES * _VALUES
