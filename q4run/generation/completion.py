@@ -82,7 +82,11 @@ class Completion:
         stream = TextStream(tokenizer, at_start=tokenizer.starts_text(self.prompt[-1]))
         started = time.perf_counter()
         for token in self._session.generate(
-            self.prompt, self._sampler, tokenizer.stop_ids, self._max_tokens
+            self.prompt,
+            self._sampler,
+            tokenizer.stop_ids,
+            self._max_tokens,
+            tokenizer.never_sampled(self._session.n_vocab),
         ):
             self.tokens.append(token)
             self._last_token_s = time.perf_counter() - started
