@@ -6,6 +6,7 @@ from pathlib import Path
 
 from q4run.convert.types.recipe import Recipe, make_recipe
 from q4run.errors import Error
+from q4run.text.pre_tokenizers import check_name
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class ConversionOptions:
     byte of the result. ``dry_run`` plans and writes nothing, whatever memory there is. ``force``
     replaces an existing output. ``resume`` keeps what is finished when the conversion is
     interrupted, even by a crash, and goes on from there when called again with the same source and
-    options.
+    options. ``pre`` names the pre-tokenizer to write, one of ``PRE_TOKENIZERS``, in place of what
+    the source says.
 
-    Raises ``Error`` for types that are missing or beside ``fit``, and for a pattern that is none;
-    ``UnsupportedError`` for a type or recipe that is not known.
+    Raises ``Error`` for types that are missing or beside ``fit``, and for a pattern or a
+    pre-tokenizer that is none; ``UnsupportedError`` for a type or recipe that is not known.
     """
 
     type: str | None = None
@@ -46,8 +48,11 @@ class ConversionOptions:
     dry_run: bool = False
     force: bool = False
     resume: bool = False
+    pre: str | None = None
 
     def __post_init__(self) -> None:
+        if self.pre is not None:
+            check_name(self.pre)
         if self.fit is None:
             self.make_recipe()
         elif self.type or self.expert_type or self.recipe or self.tensor_types:

@@ -72,7 +72,7 @@ def plan_conversion(
     tensors, _ = types.plan(opened.tensors)
     if not options.dry_run:
         check_least_memory(limits, opened.tokenizer_bytes, tensors)
-    metadata, metadata_notes = opened.write_metadata()
+    metadata, metadata_notes = opened.write_metadata(options.pre)
     tensors, type_notes = types.plan(
         opened.tensors, lambda planned: header_bytes(metadata, planned, options.split_max_size)
     )

@@ -55,6 +55,7 @@ def load(
     cache: str = DEFAULT_CACHE,
     prefetch: str = DEFAULT_PREFETCH,
     trace: str | os.PathLike[str] | None = None,
+    pre: str | None = None,
 ) -> Model:
     """Opens a GGUF model for use; close it, or use it as a context manager.
 
@@ -72,6 +73,7 @@ def load(
         cache=cache,
         prefetch=prefetch,
         trace=trace,
+        pre=pre,
     )
     return open_model(path, settings, progress)
 
@@ -101,7 +103,7 @@ def open_model(
             opened.callback(trace.close)
         free_bytes = available_memory() - plan.total
         choice = choose_method(settings.io, file.parts, plan.all_resident, free_bytes)
-        tokenizer = _load_tokenizer(file, config)
+        tokenizer = _load_tokenizer(file, config, settings.pre)
         template = load_chat_template(file.metadata, tokenizer)
         prepare_kernels(file, settings.kv_type, threads, progress)
         kv_cache = KVCache(config, context, settings.kv_type)
@@ -114,7 +116,7 @@ def open_model(
         )
         opened.pop_all()
     load_s = time.perf_counter() - started
-    notes = (*_notes(file), *take_remarks())
+    notes = (*_notes(file), *tokenizer.notes, *take_remarks())
     opening = Opening(file.path, plan, threads, choice.method, choice.reason, notes, load_s)
     return Model(opening, transformer, Session(transformer, kv_cache), tokenizer, template)
 
@@ -142,9 +144,9 @@ def _open_trace(path: Path, config: ModelConfig) -> TraceWriter:
     return TraceWriter(path, list(config.experts), counts, used)
 
 
-def _load_tokenizer(file: GGUFFile, config: ModelConfig) -> Tokenizer:
+def _load_tokenizer(file: GGUFFile, config: ModelConfig, pre: str | None) -> Tokenizer:
     """Raises Error where the vocabulary has tokens that the model has no embedding for."""
-    tokenizer = load_tokenizer(file.metadata)
+    tokenizer = load_tokenizer(file.metadata, pre)
     if tokenizer.n_vocab > config.n_vocab:
         raise Error(
             f"{file.path}: the tokenizer has {tokenizer.n_vocab} tokens, but the model"

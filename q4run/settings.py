@@ -13,6 +13,7 @@ from q4run.experts.prefetch import DEFAULT_PREFETCH, PREFETCH
 from q4run.kernels.attention.kinds import kind_names
 from q4run.machine.memory import total_memory
 from q4run.sizes import parse_size
+from q4run.text.pre_tokenizers import check_name
 
 
 def io_names() -> list[str]:
@@ -32,7 +33,8 @@ class Settings:
     less. kv_type: one of ``kind_names``. cache: which expert leaves when a slot is wanted, one of
     ``POLICIES``. prefetch: whether experts are read because the next layer will likely want them:
     ``always``, ``never``, or ``auto``, which finds out what is faster. trace: a file that gets
-    which experts each layer used.
+    which experts each layer used. pre: how text is cut into words, one of ``PRE_TOKENIZERS``; None
+    follows the file.
     """
 
     ram_budget: str | int | None = None
@@ -43,11 +45,14 @@ class Settings:
     cache: str = DEFAULT_CACHE
     prefetch: str = DEFAULT_PREFETCH
     trace: str | os.PathLike[str] | None = None
+    pre: str | None = None
 
     def __post_init__(self) -> None:
         _check("KV type", self.kv_type, kind_names())
         _check("cache policy", self.cache, POLICIES)
         _check("prefetch", self.prefetch, PREFETCH)
+        if self.pre is not None:
+            check_name(self.pre)
         _check("I/O method", self.io, io_names(), between=", ")
         if self.context is not None and self.context < 1:
             raise Error(f"a context of {self.context} tokens holds nothing: give at least 1")

@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
 from q4run.bench.models.geometries import GEOMETRIES
 from q4run.bench.models.random_blocks import random_blocks
-from q4run.convert.vocabulary.byte_level_bpe import PRE_TOKENIZERS
 from q4run.models.shapes import Geometry
+from q4run.text.patterns import O200K
 
 N_LAYERS = 4
 SHARD_BYTES = 4 * 10**9
@@ -106,7 +106,7 @@ def _config(geometry: Geometry, n_expert: int) -> dict[str, Any]:
 
 def _write_tokenizer(folder: Path) -> None:
     """The bytes, and two special tokens."""
-    pattern = next(regex for regex, name in PRE_TOKENIZERS.items() if name == "llama4")
+    (pattern,) = O200K.patterns
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -9,7 +9,7 @@ from tokenizers.processors import ByteLevel as ByteLevelProcessor
 from tokenizers.processors import Sequence, TemplateProcessing
 
 from q4run.bench.tiny_llama4.corpus import Dialogue
-from q4run.convert.vocabulary.byte_level_bpe import PRE_TOKENIZERS
+from q4run.text.patterns import O200K
 
 VOCAB_SIZE = 4096
 BOS, END_OF_TEXT, EOT = "<|begin_of_text|>", "<|end_of_text|>", "<|eot|>"
@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
     """BPE over the bytes of `texts`; the last ids of `vocab_size` are the special tokens."""
-    pattern = next(regex for regex, name in PRE_TOKENIZERS.items() if name == "llama4")
+    (pattern,) = O200K.patterns
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

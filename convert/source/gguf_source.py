@@ -26,6 +26,7 @@ from q4run.models.names import role_of
 REPLACED_KEYS = re.compile(
     r"general\.(alignment|file_type|quantization_version|architecture)$|split\."
 )
+PRE_KEY = gguf.Keys.Tokenizer.PRE
 PART_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
 FLOATS: Mapping[str, np.dtype] = {
     "f32": np.dtype("<f4"),
@@ -82,8 +83,9 @@ class GGUFSource:
         first = [info.offset for info in self._file.tensors.values() if info.path == path]
         self.tokenizer_bytes = min(first, default=path.stat().st_size)
 
-    def write_metadata(self) -> tuple[gguf.GGUFWriter, list[str]]:
-        """The source's keys but for those that are written anew."""
+    def write_metadata(self, pre: str | None) -> tuple[gguf.GGUFWriter, list[str]]:
+        """The source's keys but for those that are written anew, and for the name that ``pre``
+        gives to its pre-tokenizer."""
         metadata = gguf.GGUFWriter(None, self.architecture)
         left_out = []
         for key, value_type in self._file.value_types.items():
@@ -94,6 +96,8 @@ class GGUFSource:
                 left_out.append(key.encode("utf-8", "replace").decode()[:100])
             else:
                 metadata.kv_data[0][key] = value
+        if pre is not None:
+            metadata.kv_data[0][PRE_KEY] = GGUFValue(pre, gguf.GGUFValueType.STRING)
         if not left_out:
             return metadata, []
         return metadata, [f"left out, being empty or lists of lists: {', '.join(left_out[:5])}"]

@@ -10,7 +10,7 @@ from q4run.convert.families import plan_checkpoint
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.source.gguf_source import GGUFSource
 from q4run.convert.tensors import OutputTensor
-from q4run.convert.vocabulary.vocabulary import add_vocabulary
+from q4run.convert.vocabulary.vocabulary import TOKENIZER_FILES, add_vocabulary
 
 
 class Source(Protocol):
@@ -25,8 +25,11 @@ class Source(Protocol):
     #: Bytes of the file or header that holds the tokenizer: what takes memory as it is read.
     tokenizer_bytes: int
 
-    def write_metadata(self) -> tuple[gguf.GGUFWriter, list[str]]:
-        """All keys of the output but those of its types and layout, and notes on them."""
+    def write_metadata(self, pre: str | None) -> tuple[gguf.GGUFWriter, list[str]]:
+        """All keys of the output but those of its types and layout, and notes on them.
+
+        ``pre`` names the pre-tokenizer to write, in place of what the source says.
+        """
         ...
 
 
@@ -53,15 +56,16 @@ class CheckpointSource:
         self.architecture = self._plan.metadata.arch
         self.tensors = self._plan.tensors
         self.notes = [*self._plan.notes, *_quantized_notes(checkpoint.quantization.method)]
-        tokenizers = [folder / "tokenizer.json", folder / "tokenizer.model"]
+        tokenizers = [folder / name for name in TOKENIZER_FILES]
         sizes = [path.stat().st_size for path in tokenizers if path.is_file()]
         self.tokenizer_bytes = max(sizes, default=0)
 
-    def write_metadata(self) -> tuple[gguf.GGUFWriter, list[str]]:
+    def write_metadata(self, pre: str | None) -> tuple[gguf.GGUFWriter, list[str]]:
         metadata = self._plan.metadata
         metadata.add_type(gguf.GGUFType.MODEL)
         metadata.add_name(self.name)
-        notes = add_vocabulary(metadata, self._folder, self._plan.config, self._plan.n_vocab)
+        plan = self._plan
+        notes = add_vocabulary(metadata, self._folder, plan.config, plan.n_vocab, pre)
         return metadata, notes
 
 

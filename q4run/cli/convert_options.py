@@ -166,6 +166,16 @@ class Writing:
             show_default=False,
         ),
     ] = None
+    pre: Annotated[
+        str | None,
+        typer.Option(
+            "--pre",
+            metavar="NAME",
+            help="How text is cut into words (the name for tokenizer.ggml.pre), where the source"
+            " does not say it in a way that is known.",
+            show_default=False,
+        ),
+    ] = None
     split_max_size: Annotated[
         str | None,
         typer.Option(

@@ -128,6 +128,13 @@ def _settings_options(context: str) -> Options:
             " layer will likely want. auto tries both, and goes on with what is faster.",
         ),
         _setting(
+            "pre",
+            str | None,
+            "How text is cut into words before it becomes tokens (the name in tokenizer.ggml.pre),"
+            " for a file that names none or one that is not known.",
+            metavar="NAME",
+        ),
+        _setting(
             "trace",
             Path | None,
             "Write down which experts each layer used, for python -m q4run.bench.measure.cache.",

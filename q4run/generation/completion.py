@@ -115,7 +115,11 @@ class Completion:
         stream = TextStream(tokenizer, shown=self._shown, at_start=at_start)
         started = time.perf_counter()
         for token in self._session.generate(
-            self.prompt, self._sampler, self._stop_ids, self._max_tokens
+            self.prompt,
+            self._sampler,
+            self._stop_ids,
+            self._max_tokens,
+            tokenizer.never_sampled(self._session.n_vocab),
         ):
             self.tokens.append(token)
             self._last_token_s = time.perf_counter() - started

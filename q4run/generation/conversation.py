@@ -247,7 +247,8 @@ def _continue(tokenizer: Tokenizer, last: _LastTurn, prompt: str) -> list[int] |
             rest = rest.lstrip()[len(last.stop) :]
         else:
             ids = ids[:-1]  # the template ends an answer otherwise than the model did
-    return ids + tokenizer.encode(rest, add_bos=False, special=True)
+    at_start = tokenizer.starts_text(ids[-1])
+    return ids + tokenizer.encode(rest, add_bos=False, special=True, at_start=at_start)
 
 
 def _after(text: str, answer: str) -> str | None:

@@ -108,9 +108,11 @@ class Session:
         sampler: Sampler,
         stop_ids: Set[int],
         max_tokens: int | None = None,
+        never: np.ndarray | None = None,
     ) -> Iterator[int]:
         """Continues ``ids``: yields tokens until a stop token (yielded too), ``max_tokens`` or the
         end of the context. ``max_tokens`` 0 yields nothing and runs nothing; None sets no limit.
+        The ids in ``never`` are not chosen.
 
         The last token that was yielded is in the session's tokens only once the next was asked for.
         """
@@ -119,6 +121,8 @@ class Session:
             return
         logits = self.feed(ids)
         for count in range(1, most + 1):
+            if never is not None:
+                logits[never] = -np.inf
             try:
                 token = sampler.sample(logits, self.tokens)
             except NotFiniteError as error:

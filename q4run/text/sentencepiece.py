@@ -43,15 +43,12 @@ class SentencePieceBPE:
 def _build(vocabulary: Vocabulary) -> tuple[Tokenizer, re.Pattern[str] | None]:
     """The library's tokenizer, and where a text may be cut (None: nowhere)."""
     hidden = vocabulary.unreachable()
-    words = _of_type(vocabulary, TokenType.NORMAL, hidden)
+    words = vocabulary.of_type(TokenType.NORMAL, hidden)
     if sum(len(word) ** 2 for word in words) > _MOST_WORK:
         raise FormatError("tokenizer.ggml.tokens has tokens far too long for a vocabulary")
 
-    ids = words | _of_type(vocabulary, TokenType.BYTE, hidden)
-    unknown = None
-    if vocabulary.unknown_id is not None:
-        unknown = SURROGATE.sub("�", vocabulary.tokens[vocabulary.unknown_id])
-        ids[unknown] = vocabulary.unknown_id
+    ids = words | vocabulary.of_type(TokenType.BYTE, hidden)
+    unknown = add_unknown(vocabulary, ids)
     merges = _merges(words, vocabulary.scores)
     library = Tokenizer(BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
 
@@ -62,11 +59,13 @@ def _build(vocabulary: Vocabulary) -> tuple[Tokenizer, re.Pattern[str] | None]:
     return library, _WORD_START
 
 
-def _of_type(vocabulary: Vocabulary, kind: TokenType, hidden: set[str]) -> dict[str, int]:
-    """The tokens of one type, without the ``hidden`` ones, and their ids, in order."""
-    ids = np.flatnonzero(vocabulary.types == kind).tolist()
-    texts = ((vocabulary.tokens[id], id) for id in ids)
-    return {text: id for text, id in texts if text not in hidden}
+def add_unknown(vocabulary: Vocabulary, ids: dict[str, int]) -> str | None:
+    """Adds the token for what is no token to ``ids``, and returns its text; None without one."""
+    if vocabulary.unknown_id is None:
+        return None
+    unknown = SURROGATE.sub("�", vocabulary.tokens[vocabulary.unknown_id])
+    ids[unknown] = vocabulary.unknown_id
+    return unknown
 
 
 def _merges(words: dict[str, int], scores: np.ndarray | None) -> list[tuple[str, str]]:

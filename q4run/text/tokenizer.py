@@ -8,9 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from q4run.errors import Error
-from q4run.text.bpe import ByteLevelBPE
-from q4run.text.sentencepiece import SentencePieceBPE
-from q4run.text.vocabulary import SURROGATE, TokenType, Vocabulary, byte_of, read_vocabulary
+from q4run.text.bpe import load_bpe
+from q4run.text.sentencepiece import SPACE, SentencePieceBPE
+from q4run.text.vocabulary import (
+    SURROGATE,
+    SpacePrefix,
+    TokenType,
+    Vocabulary,
+    byte_of,
+    read_vocabulary,
+)
 
 _HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN)
 _EMPTY = (TokenType.UNDEFINED, TokenType.UNUSED)
@@ -31,17 +38,16 @@ class Tokenizer:
     """Text to token ids and back. Made by ``load_tokenizer``; keeps no reference to the metadata.
 
     ``stop_ids`` are the tokens that end a generation; ``add_bos`` says whether a text starts with
-    ``bos_id`` (None where the vocabulary has no such token, as ``eos_id``).
+    ``bos_id`` (None where the vocabulary has no such token, as ``eos_id``). ``notes`` are what a
+    person should be told once.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        sentencepiece = vocabulary.model == "llama"
         self._plain: _PlainText
-        if vocabulary.model == "llama":
-            self._plain = SentencePieceBPE(vocabulary)
-            self._space_prefix = vocabulary.add_space_prefix
-        else:
-            self._plain = ByteLevelBPE(vocabulary)
-            self._space_prefix = False
+        self._plain = SentencePieceBPE(vocabulary) if sentencepiece else load_bpe(vocabulary)
+        self._space_prefix = vocabulary.space_prefix if sentencepiece else SpacePrefix.NEVER
+        self.notes = vocabulary.notes
         self.n_vocab = len(vocabulary.tokens)
         self.bos_id = vocabulary.bos_id
         self.eos_id = vocabulary.eos_id
@@ -52,6 +58,8 @@ class Tokenizer:
             else (self._plain.add_bos and vocabulary.bos_id is not None)
         )
         self._types = vocabulary.types.tobytes()
+        empty = np.flatnonzero(vocabulary.types == TokenType.UNUSED)
+        self._never = np.union1d(empty, sorted(vocabulary.suppressed)).astype(np.int64)
         # One blob for all texts: 100,000 strings of their own would take ten times as much.
         encoded = [text.encode("utf-8", "surrogateescape") for text in vocabulary.tokens]
         self._texts = b"".join(encoded)
@@ -59,7 +67,14 @@ class Tokenizer:
         special = np.flatnonzero(np.isin(vocabulary.types, _SPECIAL)).tolist()
         self._special = {vocabulary.tokens[id]: id for id in special}
 
-    def encode(self, text: str, *, add_bos: bool | None = None, special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        add_bos: bool | None = None,
+        special: bool = False,
+        at_start: bool = True,
+    ) -> list[int]:
         """Token ids of ``text``.
 
         ``add_bos`` None follows the file, but puts no second BOS before one that the text brings
@@ -67,19 +82,20 @@ class Tokenizer:
         without, only user-defined ones, and no text can become a control token. Where two such
         texts overlap, the one that starts first counts, and the longest of those.
         The file's ``add_eos_token`` is not followed: what is encoded here is to be continued.
-        A lone surrogate counts as U+FFFD.
+        A lone surrogate counts as U+FFFD. ``at_start`` False: the text goes on after another, as
+        ``starts_text`` of the token before it says, so that a SentencePiece vocabulary puts no
+        space before it.
         """
         if not text.isascii() and SURROGATE.search(text):
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids: list[int] = []
-        prefix = self._space_prefix
+        begins = at_start
         for part in self._parts(text, special):
             if isinstance(part, int):
                 ids.append(part)
-                prefix = self._space_prefix
+                begins = self.starts_text(part)
             else:
-                ids += self._plain.encode(" " + part if prefix else part)
-                prefix = False
+                ids += self._plain.encode(self._with_space(part) if begins else part)
         if add_bos is None:
             add_bos = self.add_bos and ids[:1] != [self.bos_id]
         if add_bos:
@@ -98,7 +114,7 @@ class Tokenizer:
         at_start = True
         for id in ids:
             text += self.piece(id, special=special, at_start=at_start)
-            at_start = self.starts_text(id)
+            at_start = self.starts_text(id) or (at_start and id == self.bos_id)
         return text.decode("utf-8", "replace")
 
     def piece(self, id: int, *, special: bool = False, at_start: bool = False) -> bytes:
@@ -111,13 +127,28 @@ class Tokenizer:
         kind = self._types[id]
         if kind in _EMPTY or (kind in _HIDDEN and not special):
             return b""
-        if at_start and self._space_prefix and kind == TokenType.NORMAL:
+        if at_start and self._space_prefix != SpacePrefix.NEVER and kind == TokenType.NORMAL:
             return piece.removeprefix(b" ")
         return piece
 
     def starts_text(self, id: int) -> bool:
         """Whether what follows token ``id`` is encoded as a text of its own."""
+        if self._space_prefix == SpacePrefix.FIRST:
+            return False
         return self._types[id] in _SPECIAL
+
+    def never_sampled(self, n_logits: int) -> np.ndarray:
+        """The ids below ``n_logits`` that no answer may have, int64 and ascending: unused tokens,
+        those that the file suppresses, and those beyond the vocabulary."""
+        return np.concatenate((self._never, np.arange(self.n_vocab, n_logits)))
+
+    def _with_space(self, text: str) -> str:
+        """A text that begins, with the space before it that a SentencePiece vocabulary puts."""
+        if self._space_prefix == SpacePrefix.NEVER:
+            return text
+        if self._space_prefix != SpacePrefix.EVERY and text.startswith((" ", SPACE)):
+            return text
+        return " " + text
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that token ``id`` stands for: perhaps part of a UTF-8 sequence only.
@@ -155,10 +186,11 @@ class Tokenizer:
             yield text[end:]
 
 
-def load_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+def load_tokenizer(metadata: Mapping[str, Any], pre: str | None = None) -> Tokenizer:
     """The tokenizer that the metadata of a GGUF describes.
 
-    Raises ``UnsupportedError`` for a tokenizer model or pre-tokenizer that is not known, naming it
-    and those that are, and ``FormatError`` for a vocabulary that contradicts itself.
+    ``pre`` names a pre-tokenizer to take in place of the file's. Raises ``UnsupportedError`` for a
+    tokenizer model or pre-tokenizer that is not known, naming it and those that are, and
+    ``FormatError`` for a vocabulary that contradicts itself.
     """
-    return Tokenizer(read_vocabulary(metadata))
+    return Tokenizer(read_vocabulary(metadata, pre))
