@@ -29,7 +29,7 @@ from q4run.models.llama4 import (
 )
 from q4run.models.parts import DenseFeedForward, Experts, Gating, SharedExpert
 
-VISION = r"^(vision_model|multi_modal_projector)\."
+VISION = r"^(model\.)?(vision_model|multi_modal_projector)\."
 ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
 _STACKS = (MODEL_TENSOR.FFN_GATE_EXP, MODEL_TENSOR.FFN_UP_EXP, MODEL_TENSOR.FFN_DOWN_EXP)
 IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
@@ -42,7 +42,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
     """
     text_config = checkpoint.config.section("text_config")
     config = text_config or checkpoint.config
-    prefix = "language_model." if text_config else ""
     sizes = read_sizes(checkpoint, config, default_theta=500000.0)
     n_expert = config.integer("num_local_experts", 16)
     n_used = config.integer("num_experts_per_tok", 1)
@@ -60,7 +59,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_interleave_moe_layer_step(moe_step)
     notes = _add_own_keys(metadata, config, sizes.n_layer, n_expert)
 
-    names = SourceNames(checkpoint, "llama4", sizes.n_layer, prefix)
+    names = SourceNames(checkpoint, "llama4", sizes.n_layer)
     dense = DenseFeedForward(n_ff_dense)
     gating, shared = Gating.SIGMOID_ON_INPUT, SharedExpert(n_ff_expert)
     experts = Experts(n_expert, n_used, n_ff_expert, gating, shared)
@@ -71,7 +70,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             declared = dense.tensors(sizes.n_embd, layer)
             tensors += [stored(checkpoint, tensor, names) for tensor in declared]
         else:
-            base = f"{prefix}model.layers.{layer}.feed_forward.experts"
+            base = f"model.layers.{layer}.feed_forward.experts"
             claim = partial(_experts, checkpoint, experts, sizes.n_embd, base)
             declared = experts.tensors(sizes.n_embd, layer)
             tensors += with_experts(checkpoint, declared, names, claim)
