@@ -1,4 +1,4 @@
-"""Reading ``config.json`` and its neighbours: JSON from strangers, checked as it is read."""
+"""Reading ``config.json`` and its neighbours: files from strangers, checked as they are read."""
 
 import json
 import math
@@ -6,23 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from q4run.errors import FormatError
+from q4run.gguf_file.magic import refuse_lfs_pointer
 
-MAX_JSON_BYTES = 512 * 2**20
+MAX_FILE_BYTES = 512 * 2**20
 MAX_COUNT = 2**31 - 1
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that goes with the weights.
+
+    Raises ``FormatError`` when it cannot be read, is too large, or is a Git LFS pointer.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise FormatError(f"{path}: {size} bytes are too many for this file of a checkpoint")
+        data = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+    refuse_lfs_pointer(path, data)
+    return data
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object a JSON file holds.
 
-    Raises ``FormatError`` when the file cannot be read, is too large, or is not a JSON object.
+    Raises ``FormatError`` as `read_file`, and where it is not a JSON object.
     """
+    data = read_file(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise FormatError(f"{path}: {size} bytes are too many for a JSON file of a checkpoint")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is not valid JSON: {error}") from None
     if not isinstance(value, dict):

@@ -29,9 +29,9 @@ from q4run.convert.types.recipe import TypeChoice, file_type
 class ConversionPlan:
     """What will be written, from what and within which limits.
 
-    ``tensors`` are in the order of the file and ``parts`` hold them; ``calibration`` quantises
-    those that it handles. The notes tell what choosing types, reading metadata and weighing columns
-    had to tell. ``seconds``: how long planning took.
+    ``tensors`` are in the model's order; ``parts`` hold them in their files'. ``calibration``
+    quantises those that it handles. The notes tell what choosing types, reading metadata and
+    weighing columns had to tell. ``seconds``: how long planning took.
     """
 
     source: Source

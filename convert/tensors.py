@@ -16,8 +16,6 @@ from q4run.convert.widen import transpose_columns
 from q4run.kernels.formats import Format
 from q4run.models.parts import Role
 
-# A page: an expert's bytes can then be read around the page cache without a copy.
-ALIGNMENT = 4096
 BAND_BYTES = 4 * 2**20
 Rows = np.ndarray | Blocks
 ReadRows = Callable[[int, int, int], Rows]
@@ -45,7 +43,7 @@ class OutputTensor:
     ``read(matrix, start, stop)`` gives rows ``start`` to ``stop`` of one matrix, as an array
     (stop - start, columns) or as blocks. ``whole`` says that one read costs as much as reading the
     whole matrix, because the checkpoint holds it transposed: few long runs are better than many
-    short. ``stored`` is the type that all of it is stored in, where that is a quantised one.
+    short. ``stored`` is the quantised type that it is stored in, or one of them; None for floats.
     """
 
     name: str
@@ -100,11 +98,6 @@ class PlannedTensor:
     def n_bytes(self) -> int:
         tensor = self.tensor
         return tensor.n_matrices * tensor.n_rows * self.fmt.row_bytes(tensor.n_cols)
-
-
-def padded(n_bytes: int) -> int:
-    """``n_bytes`` rounded up to the alignment."""
-    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def rows_of(tensor: SourceTensor, *, first_row: int = 0, rows_per_matrix: int = 0) -> ReadRows:

@@ -32,7 +32,6 @@ from q4run.bench.models.synthetic import write_model
 from q4run.bench.peer.llama_cpp_files import (
     quantize_with_llama_cpp,
     types_of,
-    with_default_alignment,
 )
 from q4run.errors import Error
 from q4run.machine.cores import choose_threads
@@ -62,15 +61,13 @@ def _convert(source: Path, out: Path, type_name: str, threads: int) -> None:
 
 
 def _make_source(source: Path, n_expert: int) -> None:
-    """A bf16 GGUF aligned by the default, without which llama.cpp's output could not be read."""
+    """A bf16 GGUF with random weights."""
     geometry = replace(GEOMETRIES["small-scout"], n_layers=4, n_expert=n_expert)
-    made, whole = source.with_suffix(".made"), source.with_suffix(".partial")
+    whole = source.with_suffix(".partial")
     try:
-        write_model(made, geometry, "bf16")
-        with_default_alignment(made, whole)
+        write_model(whole, geometry, "bf16")
         whole.rename(source)
     finally:
-        made.unlink(missing_ok=True)
         whole.unlink(missing_ok=True)
 
 

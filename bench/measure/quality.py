@@ -32,7 +32,6 @@ from q4run.bench.measure.quality_report import markdown_of, table_of
 from q4run.bench.peer.llama_cpp_files import (
     quantize_with_llama_cpp,
     types_of,
-    with_default_alignment,
 )
 from q4run.convert import convert
 from q4run.convert.calibration.collect import make_imatrix
@@ -104,12 +103,11 @@ def _run(arguments: argparse.Namespace, words: list[str]) -> None:
 
 def _measure(arguments: argparse.Namespace, kinds: list[str], folder: Path) -> list[Row]:
     """The base's row, then each type's, each file deleted once it is measured."""
-    base_path, plain_base = folder / "base.gguf", folder / "base-32.gguf"
+    base_path = folder / "base.gguf"
     imatrix = folder / "imatrix.gguf"
     text = read_text(arguments.file)
     with Waiting("converting") as waiting:
         convert(arguments.checkpoint, base_path, type=BASE)
-        with_default_alignment(base_path, plain_base)
         waiting.update("calibrating", 0, 1)
         make_imatrix(base_path, arguments.calibration, imatrix)
         rows = []
@@ -126,7 +124,7 @@ def _measure(arguments: argparse.Namespace, kinds: list[str], folder: Path) -> l
                 if method in PEERS:
                     quantize_with_llama_cpp(
                         arguments.peer_python,
-                        plain_base,
+                        base_path,
                         path,
                         dense,
                         types,

@@ -10,6 +10,7 @@ four layers of a Llama 4 model).
 """
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,11 +18,14 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 from gguf import MODEL_TENSOR as T
+from gguf.gguf_writer import GGUFValue
 
 from q4run.bench.models.geometries import GEOMETRIES
 from q4run.bench.models.random_blocks import TYPES, find_type, random_blocks
+from q4run.convert.output.header import Entry, make_header
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
+from q4run.gguf_file.borders import in_file_order, padded
 from q4run.models.parts import Role, Tensor
 from q4run.models.shapes import Geometry, hyperparameters, tensors_of
 
@@ -57,52 +61,40 @@ def write_model(
     """
     tokenizer = _copied_tokenizer(vocab) if vocab else _made_up_tokenizer(geometry.n_vocab)
     if vocab:
-        n_tokens = len(tokenizer["tokenizer.ggml.tokens"][0])
+        n_tokens = len(tokenizer[gguf.Keys.Tokenizer.LIST].value)
         geometry = replace(geometry, n_vocab=n_tokens)
-    declared = tensors_of(geometry)
-    tensors = {tensor.name: tensor.shape for tensor in declared}
-    type_of = {}
-    for tensor in declared:
-        type_of[tensor.name] = type_name
-        if tensor.role is Role.EXPERT:
-            type_of[tensor.name] = expert_type or type_name
-        elif tensor.role in (Role.NORM, Role.ROUTER):
-            type_of[tensor.name] = "f32"
-    writer = gguf.GGUFWriter(path, geometry.architecture)
-    _add_hyperparameters(writer, geometry)
-    for key, (value, value_type, element_type) in tokenizer.items():
-        writer.add_key_value(key, value, value_type, element_type)
-    for name, shape in tensors.items():
-        n_bytes = _n_bytes(name, shape, type_of[name])
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), n_bytes, find_type(type_of[name]))
-    writer.open_output_file()
+    types = _types(geometry, type_name, expert_type or type_name)
+    sizes = {tensor: _n_bytes(tensor, types[tensor]) for tensor in types}
+    tensors = in_file_order(types, lambda tensor: sizes[tensor])
+    entries = [Entry(t.name, t.shape, sizes[t], find_type(types[t])) for t in tensors]
+    values = _hyperparameters(geometry) | tokenizer
+    n_largest = max(math.prod(tensor.shape) for tensor in tensors)
+    weights = _Weights(geometry.n_layers, min(_POOL_VALUES, n_largest), seed)
     try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        assert writer.fout is not None
-        file = writer.fout[0]
-        n_largest = max(int(np.prod(shape)) for shape in tensors.values())
-        weights = _Weights(geometry.n_layers, min(_POOL_VALUES, n_largest), seed)
-        for tensor in declared:
-            writer.write_padding(file, file.tell())
-            weights.write(file, tensor, type_of[tensor.name])
-        writer.write_padding(file, file.tell())
+        with path.open("wb") as file:
+            file.write(make_header(geometry.architecture, values, entries))
+            for tensor in tensors:
+                weights.write(file, tensor, types[tensor])
+                file.write(bytes(padded(sizes[tensor]) - sizes[tensor]))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    finally:
-        writer.close()
 
 
-def _n_bytes(name: str, shape: tuple[int, ...], type_name: str) -> int:
+def _types(geometry: Geometry, dense: str, experts: str) -> dict[Tensor, str]:
+    """Each tensor's type, by the model's order."""
+    by_role = {Role.EXPERT: experts, Role.NORM: "f32", Role.ROUTER: "f32"}
+    return {tensor: by_role.get(tensor.role, dense) for tensor in tensors_of(geometry)}
+
+
+def _n_bytes(tensor: Tensor, type_name: str) -> int:
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[find_type(type_name)]
-    if shape[-1] % block_size:
+    if tensor.shape[-1] % block_size:
         raise Error(
-            f"rows of {shape[-1]} values ({name}) are not whole {type_name} blocks of"
+            f"rows of {tensor.shape[-1]} values ({tensor.name}) are not whole {type_name} blocks of"
             f" {block_size}; choose another type"
         )
-    return int(np.prod(shape)) // block_size * block_bytes
+    return math.prod(tensor.shape) // block_size * block_bytes
 
 
 class _Weights:
@@ -124,7 +116,7 @@ class _Weights:
         if tensor.kind in _RESIDUAL_WRITERS:
             std *= self._residual_scale
         pool = self._pool(type_name, std)
-        n_left = _n_bytes(tensor.name, tensor.shape, type_name)
+        n_left = _n_bytes(tensor, type_name)
         block_bytes = gguf.GGML_QUANT_SIZES[find_type(type_name)][1]
         while n_left:
             begin = int(self._rng.integers(len(pool) // block_bytes)) * block_bytes
@@ -139,22 +131,14 @@ class _Weights:
         return self._pools[type_name, std]
 
 
-def _add_hyperparameters(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
-    # Each expert begins on a page, as in a converted file.
-    writer.add_custom_alignment(4096)
-    for key, value in hyperparameters(geometry).items():
-        name = f"{geometry.architecture}.{key}"
-        if isinstance(value, float):
-            writer.add_float32(name, value)
-        else:
-            writer.add_uint32(name, value)
+def _hyperparameters(geometry: Geometry) -> dict[str, GGUFValue]:
+    return {
+        f"{geometry.architecture}.{key}": GGUFValue(value, _METADATA_TYPES[type(value)])
+        for key, value in hyperparameters(geometry).items()
+    }
 
 
-# Key: value, its type, and the type of its elements where it is an array.
-_Tokenizer = dict[str, tuple[Any, gguf.GGUFValueType, gguf.GGUFValueType | None]]
-
-
-def _made_up_tokenizer(n_vocab: int) -> _Tokenizer:
+def _made_up_tokenizer(n_vocab: int) -> dict[str, GGUFValue]:
     """A SentencePiece vocabulary: three control tokens, the bytes, and numbers for words."""
     if n_vocab < _N_FIXED_TOKENS:
         raise Error(
@@ -167,30 +151,30 @@ def _made_up_tokenizer(n_vocab: int) -> _Tokenizer:
     types = [kinds.UNKNOWN, *[kinds.CONTROL] * 2, *[kinds.BYTE] * 256, *[kinds.NORMAL] * n_words]
     keys = gguf.Keys.Tokenizer
     return {
-        keys.MODEL: ("llama", gguf.GGUFValueType.STRING, None),
-        keys.LIST: (tokens, array, gguf.GGUFValueType.STRING),
-        keys.SCORES: ([0.0] * n_vocab, array, gguf.GGUFValueType.FLOAT32),
-        keys.TOKEN_TYPE: (types, array, gguf.GGUFValueType.INT32),
-        keys.BOS_ID: (1, gguf.GGUFValueType.UINT32, None),
-        keys.EOS_ID: (2, gguf.GGUFValueType.UINT32, None),
+        keys.MODEL: GGUFValue("llama", gguf.GGUFValueType.STRING),
+        keys.LIST: GGUFValue(tokens, array, gguf.GGUFValueType.STRING),
+        keys.SCORES: GGUFValue([0.0] * n_vocab, array, gguf.GGUFValueType.FLOAT32),
+        keys.TOKEN_TYPE: GGUFValue(types, array, gguf.GGUFValueType.INT32),
+        keys.BOS_ID: GGUFValue(1, gguf.GGUFValueType.UINT32),
+        keys.EOS_ID: GGUFValue(2, gguf.GGUFValueType.UINT32),
     }
 
 
-def _copied_tokenizer(path: Path) -> _Tokenizer:
+def _copied_tokenizer(path: Path) -> dict[str, GGUFValue]:
     """The tokenizer of another GGUF file. Raises FormatError where it has none."""
     file = open_gguf(path)
     if not file.get_array(gguf.Keys.Tokenizer.LIST, str):
         raise Error(f"{path}: the vocabulary is empty")
-    copied: _Tokenizer = {}
+    copied: dict[str, GGUFValue] = {}
     for key in file.metadata:
         if not key.startswith("tokenizer."):
             continue
         value, array = file.metadata[key], file.metadata.array(key)
         if array is None:
-            copied[key] = (_as_bytes(value), _METADATA_TYPES[type(value)], None)
+            copied[key] = GGUFValue(_as_bytes(value), _METADATA_TYPES[type(value)])
         elif array.count:  # gguf writes no empty arrays
             elements = [_as_bytes(element) for element in value]
-            copied[key] = (elements, gguf.GGUFValueType.ARRAY, array.element_type)
+            copied[key] = GGUFValue(elements, gguf.GGUFValueType.ARRAY, array.element_type)
     return copied
 
 

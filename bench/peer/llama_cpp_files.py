@@ -27,29 +27,6 @@ def types_of(path: Path) -> dict[str, int]:
     }
 
 
-def with_default_alignment(source: Path, out: Path) -> None:
-    """A copy of a GGUF whose tensors are aligned as GGUF does by default.
-
-    llama.cpp's quantiser keeps the key general.alignment but aligns by the default, so that what it
-    makes of a file aligned otherwise cannot be loaded.
-    """
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
-    for field in reader.fields.values():
-        own = field.name.startswith("GGUF.")
-        if own or field.name in ("general.architecture", "general.alignment"):
-            continue
-        is_array = field.types[0] == gguf.GGUFValueType.ARRAY
-        inner = field.types[-1] if is_array else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def quantize_with_llama_cpp(
     python: str,
     source: Path,

@@ -56,6 +56,8 @@ class FileWeights:
     def _rows(
         self, tensor: TensorInfo, n_rows: int, n_cols: int, matrix: int
     ) -> Iterator[tuple[int, np.ndarray]]:
+        if tensor.parts:
+            tensor, matrix = tensor.parts[matrix], 0
         fmt = format_of(tensor)
         row_bytes = fmt.row_bytes(n_cols)
         step = max(1, _BAND_VALUES // n_cols)

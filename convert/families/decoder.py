@@ -1,6 +1,6 @@
 """What the decoders of all families share: sizes, attention, norms, embeddings."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,6 +14,14 @@ from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, ReadRows, rope_pairs_of, rows_of, values_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.models.parts import Attention, Embedding, Head, Role, Tensor
+
+# Where MLX keeps the experts of a layer (its SwitchGLU), and what it calls their stacks.
+_MLX_MODULES = ("mlp.switch_mlp", "block_sparse_moe.switch_mlp", "feed_forward.experts")
+_MLX_PROJECTIONS = {
+    MODEL_TENSOR.FFN_GATE_EXP: "gate_proj",
+    MODEL_TENSOR.FFN_UP_EXP: "up_proj",
+    MODEL_TENSOR.FFN_DOWN_EXP: "down_proj",
+}
 
 
 @dataclass
@@ -165,11 +173,32 @@ def with_experts(
     claim_experts: Callable[[], Stacks],
 ) -> Iterator[OutputTensor]:
     """Yields a part's tensors: stacks of experts as ``claim_experts`` reads them, the others as
-    stored. It is called once, where the first stack comes."""
+    stored. It is called once, where the first stack comes; not where MLX has stacked the experts,
+    which it does in one way for all families."""
+    declared = list(tensors)
     stacks: Stacks | None = None
-    for tensor in tensors:
+    for tensor in declared:
         if tensor.role is Role.EXPERT:
-            stacks = stacks or claim_experts()
+            stacks = stacks or _mlx_stacks(checkpoint, declared) or claim_experts()
             yield output_tensor(tensor, stacks.reads[tensor.kind], whole=stacks.whole)
         else:
             yield stored(checkpoint, tensor, names)
+
+
+def _mlx_stacks(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Stacks | None:
+    """Claims a stack for each projection, rows first; None where the checkpoint has none."""
+    stacks = [tensor for tensor in tensors if tensor.role is Role.EXPERT]
+    for module in _MLX_MODULES:
+        base = f"model.layers.{stacks[0].layer}.{module}"
+        names = {kind: f"{base}.{name}.weight" for kind, name in _MLX_PROJECTIONS.items()}
+        if checkpoint.has(names[stacks[0].kind]):
+            return Stacks(
+                {
+                    stack.kind: rows_of(
+                        checkpoint.claim(names[stack.kind], stack.shape),
+                        rows_per_matrix=stack.shape[1],
+                    )
+                    for stack in stacks
+                }
+            )
+    return None

@@ -30,7 +30,7 @@ from q4run.models.llama4 import (
 )
 from q4run.models.parts import DenseFeedForward, Experts, SharedExpert
 
-VISION = r"^(vision_model|multi_modal_projector)\."
+VISION = r"^(model\.)?(vision_model|multi_modal_projector)\."
 ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
 _STACKS = (MODEL_TENSOR.FFN_GATE_EXP, MODEL_TENSOR.FFN_UP_EXP, MODEL_TENSOR.FFN_DOWN_EXP)
 IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
@@ -43,7 +43,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
     """
     text_config = checkpoint.config.section("text_config")
     config = text_config or checkpoint.config
-    prefix = "language_model." if text_config else ""
     sizes = read_sizes(checkpoint, config, default_theta=500000.0)
     n_expert = config.integer("num_local_experts", 16)
     n_used = config.integer("num_experts_per_tok", 1)
@@ -62,7 +61,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     notes = _add_own_keys(metadata, config, sizes.n_layer, n_expert)
     notes += sizes.rope.notes("llama4")
 
-    names = SourceNames(checkpoint, "llama4", sizes.n_layer, prefix)
+    names = SourceNames(checkpoint, "llama4", sizes.n_layer)
     dense = DenseFeedForward(n_ff_dense)
     experts = Experts(n_expert, n_used, n_ff_expert, ROUTER, SharedExpert(n_ff_expert))
     tensors = list(start_tensors(checkpoint, sizes, names))
@@ -72,7 +71,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             declared = dense.tensors(sizes.n_embd, layer)
             tensors += [stored(checkpoint, tensor, names) for tensor in declared]
         else:
-            base = f"{prefix}model.layers.{layer}.feed_forward.experts"
+            base = f"model.layers.{layer}.feed_forward.experts"
             claim = partial(_experts, checkpoint, experts, sizes.n_embd, base)
             declared = experts.tensors(sizes.n_embd, layer)
             tensors += with_experts(checkpoint, declared, names, claim)

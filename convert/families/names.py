@@ -14,17 +14,13 @@ _OURS = ("model.", "lm_head")
 class SourceNames:
     """The names in one checkpoint of tensors that are declared by their GGUF names."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, architecture: str, n_layer: int, prefix: str = ""
-    ) -> None:
-        """prefix: what stands before all names of the checkpoint, up to ``model.``."""
+    def __init__(self, checkpoint: Checkpoint, architecture: str, n_layer: int) -> None:
         self._checkpoint = checkpoint
-        self._prefix = prefix
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
         self._names: dict[str, list[str]] = defaultdict(list)
         for name, (_, gguf_name) in gguf.get_tensor_name_map(arch, n_layer).mapping.items():
             if name.startswith(_OURS):
-                self._names[f"{gguf_name}.weight"].append(f"{prefix}{name}.weight")
+                self._names[f"{gguf_name}.weight"].append(f"{name}.weight")
 
     def of(self, tensor: Tensor) -> str:
         """Returns the name that the checkpoint has; where it has none, the likeliest one."""

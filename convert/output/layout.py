@@ -1,17 +1,16 @@
 """How the output is laid out: which tensors go into which file, each file's header, exact sizes."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import gguf
-import numpy as np
-from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFValue, WriterState
+from gguf.gguf_writer import SHARD_NAME_FORMAT, GGUFValue
 
-from q4run.convert.tensors import ALIGNMENT, PlannedTensor, padded
+from q4run.convert.output.header import Entry, make_header
+from q4run.convert.tensors import PlannedTensor
 from q4run.errors import Error
+from q4run.gguf_file.borders import BORDER, in_file_order, padded
 
 MAX_PARTS = 2**16 - 1
 METADATA_PER_PART_BYTES = 4096
@@ -74,6 +73,7 @@ def lay_out(
     else:
         n_metadata = len(_header(metadata.arch, values, []))
         groups = _divide(tensors, split_max_size, n_metadata)
+    groups = [_in_file_order(group) for group in groups]
     if len(groups) == 1:
         return [Part(out, _header(metadata.arch, values, groups[0]), groups[0])]
     if len(groups) > MAX_PARTS:
@@ -102,11 +102,11 @@ def header_bytes(
     There is room in it for keys that are yet to come, and for one more file than there are now:
     keys, and a tensor that is moved to the end, can need it.
     """
-    n_bytes = len(_header(metadata.arch, dict(metadata.kv_data[0]), tensors)) + ALIGNMENT
+    n_bytes = len(_header(metadata.arch, dict(metadata.kv_data[0]), tensors)) + BORDER
     if split_max_size is None:
         return n_bytes
     n_parts = len(_divide(tensors, split_max_size, n_bytes))
-    return n_bytes + n_parts * (METADATA_PER_PART_BYTES + ALIGNMENT)
+    return n_bytes + n_parts * (METADATA_PER_PART_BYTES + BORDER)
 
 
 def _divide(
@@ -125,27 +125,16 @@ def _divide(
     return groups
 
 
+def _in_file_order(tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+    """Whole pages first, but what is calibrated stays in the order of its layers."""
+    return in_file_order(tensors, lambda t: 0 if t.calibration is not None else t.n_bytes)
+
+
 def _header(
     architecture: str, values: dict[str, GGUFValue], tensors: Sequence[PlannedTensor]
 ) -> bytes:
-    """All that stands before the tensor data, padded: magic, counts, metadata, tensor directory."""
-    writer = gguf.GGUFWriter(None, architecture)
-    writer.kv_data[0].update(values)
-    writer.add_custom_alignment(ALIGNMENT)
-    for planned in tensors:
-        writer.add_tensor_info(
-            planned.tensor.name,
-            planned.tensor.shape,
-            np.dtype(np.float32),
-            planned.n_bytes,
-            planned.fmt.ggml_type,
-        )
-    # The package writes to files that it opens itself; given one, it takes that.
-    buffer = io.BytesIO()
-    writer.fout = [cast(io.BufferedWriter, buffer)]
-    writer.state = WriterState.EMPTY
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    header = buffer.getvalue()
-    return header + bytes(padded(len(header)) - len(header))
+    entries = (
+        Entry(planned.tensor.name, planned.tensor.shape, planned.n_bytes, planned.fmt.ggml_type)
+        for planned in tensors
+    )
+    return make_header(architecture, values, entries)

@@ -15,9 +15,10 @@ from typing import TypeVar
 import numpy as np
 
 from q4run.convert.blocks import Blocks
-from q4run.convert.tensors import BAND_BYTES, PlannedTensor, Rows, padded
+from q4run.convert.tensors import BAND_BYTES, PlannedTensor, Rows
 from q4run.convert.widen import BFLOAT16, largest_bfloat, widen
 from q4run.errors import BudgetError, Error, FormatError
+from q4run.gguf_file.borders import padded
 from q4run.sizes import format_size
 
 Result = TypeVar("Result")

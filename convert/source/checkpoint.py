@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from q4run.convert.config import Config, read_json
 from q4run.convert.source import fp8, mxfp4
 from q4run.convert.source.quantized import read_quantization
 from q4run.convert.source.safetensors_file import StoredTensor, read_directory
+from q4run.convert.source.tensor_names import plain_name
 from q4run.convert.tensors import SourceTensor
 from q4run.errors import Error, FormatError, UnsupportedError
 
@@ -19,7 +21,7 @@ ACTIVATION_SCALES = re.compile(r"(input_scale|input_scale_ub|output_scale|\.[kqv
 
 
 class Checkpoint:
-    """The configuration and the tensors of a checkpoint folder.
+    """The configuration and the tensors of a checkpoint folder, by their plain names.
 
     A family claims the tensors it expects, with their shapes; `check_all_claimed` then tells what
     was missing and what no rule asked for. Opening reads headers only, never weights.
@@ -211,7 +213,9 @@ def _check_numbering(folder: Path, files: list[Path]) -> None:
 def _read_directories(folder: Path, files: list[Path]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for path in files:
-        for name, tensor in read_directory(path).items():
+        for stored_name, stored in read_directory(path).items():
+            name = plain_name(stored_name)
+            tensor = replace(stored, name=name)
             if name in tensors:
                 raise FormatError(
                     f"{path}: tensor '{name[:100]}' is also in {tensors[name].path.name}"

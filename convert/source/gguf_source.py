@@ -16,15 +16,18 @@ from gguf.gguf_writer import GGUFValue
 
 from q4run.convert.blocks import Blocks
 from q4run.convert.source.safetensors_file import read_fully
-from q4run.convert.tensors import OutputTensor, Rows, rows_of
+from q4run.convert.tensors import OutputTensor, Rows, rows_of, stack_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo, open_gguf
+from q4run.gguf_file.borders import PADDING_KEY
 from q4run.kernels.formats import Format, find_format
-from q4run.models.names import role_of
+from q4run.models.names import layer_of, role_of
 
 # Written anew for the output, or of the source's layout only.
 REPLACED_KEYS = re.compile(
-    r"general\.(alignment|file_type|quantization_version|architecture)$|split\."
+    r"general\.(alignment|file_type|quantization_version|architecture)$|split\.|"
+    + re.escape(PADDING_KEY)
+    + "$"
 )
 PRE_KEY = gguf.Keys.Tokenizer.PRE
 PART_NUMBER = re.compile(r"-\d{5}-of-\d{5}$")
@@ -74,13 +77,13 @@ class GGUFSource:
         self.name = PART_NUMBER.sub("", path.name.removesuffix(".gguf")) or "model"
         self.architecture = self._file.architecture
         self.tensors = [
-            _output_tensor(path, GGUFTensor(info, _format_of(info)))
-            for info in self._file.tensors.values()
+            _output_tensor(path, info) for info in sorted(self._file.tensors.values(), key=_place)
         ]
         if not self.tensors:
             raise FormatError(f"{path}: holds no tensors")
         self.notes: list[str] = []
-        first = [info.offset for info in self._file.tensors.values() if info.path == path]
+        stored = [part for info in self._file.tensors.values() for part in info.stored]
+        first = [info.offset for info in stored if info.path == path]
         self.tokenizer_bytes = min(first, default=path.stat().st_size)
 
     def write_metadata(self, pre: str | None) -> tuple[gguf.GGUFWriter, list[str]]:
@@ -103,6 +106,12 @@ class GGUFSource:
         return metadata, [f"left out, being empty or lists of lists: {', '.join(left_out[:5])}"]
 
 
+def _place(info: TensorInfo) -> tuple[int, str]:
+    """Layer by layer, however the file has them: that is how an output is divided into parts."""
+    layer = layer_of(info.name)
+    return -1 if layer is None else layer, info.name
+
+
 def _format_of(info: TensorInfo) -> Format:
     fmt = find_format(info.type)
     if fmt is None:
@@ -113,16 +122,20 @@ def _format_of(info: TensorInfo) -> Format:
     return fmt
 
 
-def _output_tensor(path: Path, tensor: GGUFTensor) -> OutputTensor:
-    shape = tensor.shape
+def _output_tensor(path: Path, info: TensorInfo) -> OutputTensor:
+    shape = info.shape or (1,)
     if len(shape) > 3:
         raise UnsupportedError(
-            f"{path}: tensor '{tensor.name[:100]}' has {len(shape)} dimensions, more than convert "
+            f"{path}: tensor '{info.name[:100]}' has {len(shape)} dimensions, more than convert "
             "writes"
         )
-    read = rows_of(tensor, rows_per_matrix=shape[-2] if len(shape) > 1 else 1)
-    stored = None if tensor.fmt.name in FLOATS else tensor.fmt
-    return OutputTensor(tensor.name, shape, role_of(tensor.name, len(shape)), read, stored=stored)
+    tensors = [GGUFTensor(part, _format_of(part)) for part in info.stored]
+    if info.parts:
+        read = stack_of(tensors)
+    else:
+        read = rows_of(tensors[0], rows_per_matrix=shape[-2] if len(shape) > 1 else 1)
+    stored = next((tensor.fmt for tensor in tensors if tensor.fmt.name not in FLOATS), None)
+    return OutputTensor(info.name, shape, role_of(info.name, len(shape)), read, stored=stored)
 
 
 def _copied_value(file: GGUFFile, key: str, value_type: gguf.GGUFValueType) -> GGUFValue | None:

@@ -33,6 +33,11 @@ def read_quantization(config: Config) -> Quantization:
     Raises ``UnsupportedError`` for methods that are not read.
     """
     for section in (config, config.section("text_config")):
+        if section is not None and section.section("quantization") is not None:
+            raise UnsupportedError(
+                f"{section.where}: the checkpoint is quantised already, by MLX, in a way that"
+                " convert does not read; take the unquantised one"
+            )
         entry = section.section("quantization_config") if section is not None else None
         if entry is not None:
             return _read_entry(entry)

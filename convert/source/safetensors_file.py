@@ -17,9 +17,11 @@ import numpy as np
 
 from q4run.disk.read_at import read_fully_at
 from q4run.errors import FormatError, UnsupportedError
+from q4run.gguf_file.magic import refuse_lfs_pointer
 
 MAX_HEADER_BYTES = 100_000_000  # the limit the format itself sets
 MAX_DIMENSIONS = 8
+_HEAD_BYTES = 64
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype("<f2"),
@@ -102,12 +104,15 @@ def read_directory(path: Path) -> dict[str, StoredTensor]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            n_header = int.from_bytes(file.read(8), "little")
+            head = file.read(_HEAD_BYTES)
+            refuse_lfs_pointer(path, head)
+            n_header = int.from_bytes(head[:8], "little")
             if size < 8 or n_header > min(size - 8, MAX_HEADER_BYTES):
                 raise FormatError(
                     f"{path}: its header of {n_header} bytes does not fit into the file's {size}; "
                     "the file is damaged or not a safetensors file"
                 )
+            file.seek(8)
             header = file.read(n_header)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None

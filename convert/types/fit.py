@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from q4run.convert.tensors import OutputTensor, PlannedTensor, padded
+from q4run.convert.tensors import OutputTensor, PlannedTensor
 from q4run.convert.types.importance import Importance
 from q4run.convert.types.recipe import HeaderBytes, first_that_fits, is_vector, named
 from q4run.convert.types.sampling import relative_error, sample_rows
 from q4run.errors import Error
+from q4run.gguf_file.borders import padded
 from q4run.kernels.formats import Format
 from q4run.models.parts import Role
 from q4run.sizes import format_size

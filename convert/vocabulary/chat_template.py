@@ -6,7 +6,7 @@ from typing import Any
 
 import gguf
 
-from q4run.convert.config import MAX_JSON_BYTES, read_json
+from q4run.convert.config import read_file, read_json
 from q4run.errors import FormatError
 
 Keys = gguf.Keys.Tokenizer
@@ -38,10 +38,8 @@ def _find_template(folder: Path) -> str | list[dict[str, str]] | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            if path.stat().st_size > MAX_JSON_BYTES:
-                raise FormatError(f"{path}: is too large for a template")
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
+            return read_file(path).decode("utf-8")
+        except ValueError as error:
             raise FormatError(f"{path}: cannot be read: {error}") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name

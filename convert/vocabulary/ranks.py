@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from q4run.convert.config import MAX_JSON_BYTES, read_json
+from q4run.convert.config import read_file, read_json
 from q4run.convert.vocabulary.pre_tokenizer import name_pre_tokenizer
 from q4run.convert.vocabulary.tokens import (
     CONTROL,
@@ -133,12 +133,7 @@ def _merges(path: Path, ranks: Mapping[bytes, int]) -> list[str]:
 
 def _tiktoken_ranks(path: Path) -> dict[bytes, int]:
     """Byte strings and their ranks: a line each, the bytes in base 64, then the rank."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise FormatError(f"{path}: is too large for a vocabulary")
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+    lines = read_file(path).splitlines()
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(lines, 1):
         if not line:

@@ -6,7 +6,7 @@ From ``tokenizer.model`` (a protobuf: sentencepiece_model.proto of google/senten
 import math
 from pathlib import Path
 
-from q4run.convert.config import MAX_JSON_BYTES, read_json
+from q4run.convert.config import read_file, read_json
 from q4run.convert.vocabulary.protobuf import FieldValue, read_fields, to_bytes, to_float, to_int
 from q4run.convert.vocabulary.tokens import (
     BYTE,
@@ -36,12 +36,9 @@ def read_sentencepiece(path: Path, n_vocab: int) -> Vocabulary:
 
     Raises ``FormatError`` for a damaged file, ``UnsupportedError`` for a kind other than BPE.
     """
+    data = read_file(path)
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise FormatError(f"{path}: is too large for a SentencePiece model")
-        pieces, trainer, normalizer = _parse_model(path.read_bytes())
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+        pieces, trainer, normalizer = _parse_model(data)
     except ValueError as error:
         raise FormatError(f"{path}: is not a SentencePiece model: {error}") from None
     if not pieces:

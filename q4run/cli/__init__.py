@@ -10,7 +10,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from q4run import __version__
-from q4run.cli.errors import reporting_errors, show_tracebacks
+from q4run.cli.errors import (
+    end_quietly_when_not_read,
+    refuse_other_encodings,
+    reporting_errors,
+    show_tracebacks,
+)
 from q4run.cli.groups import flatten
 
 # name: what the verb does, in the list of verbs. Its function is q4run.cli.NAME.NAME.
@@ -43,6 +48,8 @@ def main() -> None:
         elif isinstance(stream, io.TextIOWrapper):
             # What an encoding lacks is shown as a question mark, never an error.
             stream.reconfigure(errors="replace")
+    end_quietly_when_not_read()
+    refuse_other_encodings(sys.argv[1:])
     app(prog_name="q4run")
 
 

@@ -5,11 +5,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import ParamSpec
 
 import typer
+from rich.console import Console
 
 from q4run.machine.interrupts import raising_ctrl_c
 from q4run.terminal import describe, one_line, stderr_console
@@ -61,6 +62,28 @@ def reporting_errors(verb: Callable[Parameters, None]) -> Callable[Parameters, N
             raise typer.Exit(1) from None
 
     return guarded
+
+
+def end_quietly_when_not_read() -> None:
+    """Has every console end the program without a word, and with status 0, where the reader of
+    standard output closed it; rich's own way is status 1."""
+    Console.on_broken_pipe = _end_quietly  # type: ignore[method-assign,assignment]
+
+
+def _end_quietly(console: Console) -> None:
+    console.quiet = True
+    _discard_output()
+    raise SystemExit(int(console.stderr))
+
+
+def refuse_other_encodings(arguments: Sequence[str]) -> None:
+    """Ends with one line where an argument is not UTF-8, unless it is the path of something."""
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            value = argument.partition("=")[2] if argument.startswith("-") else ""
+            if not os.path.lexists(argument) and not (value and os.path.lexists(value)):
+                report_error(f"the argument '{argument}' is not text in UTF-8; convert it first")
+                raise SystemExit(1)
 
 
 def report_error(message: str) -> None:

@@ -38,12 +38,13 @@ def cut_into_pieces(matrix: ExpertMatrix, expert: int, slot: np.ndarray) -> list
     strip_bytes = matrix.fmt.in_ram.row_bytes(matrix.n_cols)
     size = padded_rows(matrix.n_rows) * strip_bytes
     strips = slot[matrix.slot_offset : matrix.slot_offset + size].reshape(-1, strip_bytes)
+    path, begin = matrix.place(expert)
     pieces = []
     for first in range(0, matrix.n_rows, rows_at_once):
         n_rows = min(rows_at_once, matrix.n_rows - first)
-        offset = matrix.begins(expert) + first * row_bytes
+        offset = begin + first * row_bytes
         target = strips[first : first + padded_rows(n_rows)]
-        pieces.append(Piece(matrix.path, offset, matrix.fmt, n_rows, row_bytes, target))
+        pieces.append(Piece(path, offset, matrix.fmt, n_rows, row_bytes, target))
     return pieces
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from q4run.gguf_file import GGUFFile
+from q4run.errors import UnsupportedError
+from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.kernels.formats import Format
 from q4run.kernels.products.products import matrix_record
 from q4run.kernels.products.strips import padded_rows
@@ -19,7 +20,8 @@ _ALIGNMENT = 64  # of a matrix in a slot: whole cache lines
 
 @dataclass(frozen=True)
 class ExpertMatrix:
-    """One of a layer's three stacked tensors: expert e is at ``offset + e * n_bytes``."""
+    """One of a layer's three stacks: expert e is at ``offset + e * n_bytes`` of ``path``, or,
+    where each is a tensor of its own, at the place ``apart[e]``."""
 
     path: Path
     fmt: Format
@@ -28,6 +30,7 @@ class ExpertMatrix:
     n_cols: int
     offset: int
     slot_offset: int  # where the interleaved matrix begins in a slot
+    apart: tuple[tuple[Path, int], ...] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -49,9 +52,11 @@ class ExpertMatrix:
         """The ``MATRIX`` of an expert in a slot that begins at address 0."""
         return matrix_record(self.fmt.in_ram, self.slot_offset, self.n_rows, self.n_cols)
 
-    def begins(self, expert: int) -> int:
-        """The file offset of an expert's matrix."""
-        return self.offset + expert * self.n_bytes
+    def place(self, expert: int) -> tuple[Path, int]:
+        """The file that holds an expert's matrix, and its offset there."""
+        if self.apart:
+            return self.apart[expert]
+        return self.path, self.offset + expert * self.n_bytes
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,27 @@ def _layer_matrices(
         tensor = checked_tensor(file, declared)
         n_expert, n_rows, n_cols = tensor.shape
         matrix = ExpertMatrix(
-            tensor.path, format_of(tensor), n_expert, n_rows, n_cols, tensor.offset, slot_offset
+            tensor.path,
+            _common_format(tensor),
+            n_expert,
+            n_rows,
+            n_cols,
+            tensor.offset,
+            slot_offset,
+            tuple((part.path, part.offset) for part in tensor.parts),
         )
         matrices.append(matrix)
         slot_offset += matrix.slot_bytes
     gate, up, down = matrices
     return (gate, up, down), slot_offset
+
+
+def _common_format(tensor: TensorInfo) -> Format:
+    """The type of all experts of a stack, as kernels take them."""
+    types = {part.type.name.lower() for part in tensor.stored}
+    if len(types) > 1:
+        raise UnsupportedError(
+            f"{tensor.path}: the experts of {tensor.name} have different types"
+            f" ({', '.join(sorted(types))}); `q4run convert` makes a file in which they have one"
+        )
+    return format_of(tensor)

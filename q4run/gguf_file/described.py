@@ -1,17 +1,18 @@
 """A model that is no file yet, as if it were one: for what goes by metadata and tensors alone."""
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 
 from q4run.errors import Error
-from q4run.gguf_file.header import TensorInfo
+from q4run.gguf_file.borders import in_file_order, padded, up_to_border
+from q4run.gguf_file.header import DEFAULT_ALIGNMENT, TensorInfo
 from q4run.gguf_file.metadata import GGUFArray, Metadata
 from q4run.gguf_file.model_file import GGUFFile
-
-ALIGNMENT = 4096  # as converted files have
 
 
 def describe_file(
@@ -23,25 +24,29 @@ def describe_file(
     """The file that ``path`` would be; nothing is there to be read.
 
     metadata: numbers, texts and lists of them by their complete names; tensors: name, shape in
-    numpy's order and type, in file order. Raises Error where a row is not whole blocks.
+    numpy's order and type, in the model's order. Raises Error where a row is not whole blocks.
     """
+    described = [_tensor_info(path, *tensor) for tensor in tensors]
     infos: dict[str, TensorInfo] = {}
-    end = header_bytes
-    for name, shape, ggml_type in tensors:
-        block_size, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
-        if shape[-1] % block_size:
-            raise Error(
-                f"rows of {shape[-1]} values ({name}) are not whole {ggml_type.name.lower()} blocks"
-                f" of {block_size}; choose another type"
-            )
-        offset = -(-end // ALIGNMENT) * ALIGNMENT
-        info = TensorInfo(name, shape, ggml_type, path, offset, 0)
-        n_bytes = info.n_elements // block_size * block_bytes
-        infos[name] = TensorInfo(name, shape, ggml_type, path, offset, n_bytes)
-        end = offset + n_bytes
+    end = up_to_border(header_bytes)
+    for info in in_file_order(described, lambda info: info.n_bytes):
+        infos[info.name] = replace(info, offset=end)
+        end += padded(info.n_bytes)
     entries = {key: _entry(value) for key, value in metadata.items()}
-    size = -(-end // ALIGNMENT) * ALIGNMENT
-    return GGUFFile(path, (path,), 3, ALIGNMENT, size, Metadata(entries), infos)
+    return GGUFFile(path, (path,), 3, DEFAULT_ALIGNMENT, end, Metadata(entries), infos)
+
+
+def _tensor_info(
+    path: Path, name: str, shape: tuple[int, ...], ggml_type: gguf.GGMLQuantizationType
+) -> TensorInfo:
+    block_size, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+    if shape[-1] % block_size:
+        raise Error(
+            f"rows of {shape[-1]} values ({name}) are not whole {ggml_type.name.lower()} blocks"
+            f" of {block_size}; choose another type"
+        )
+    n_bytes = math.prod(shape) // block_size * block_bytes
+    return TensorInfo(name, shape, ggml_type, path, 0, n_bytes)
 
 
 def _entry(value: Any) -> Any:

@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from q4run.errors import Error, FormatError, UnsupportedError
 from q4run.gguf_file.cursor import U32, U64, Cursor, quote
-from q4run.gguf_file.magic import check_magic
+from q4run.gguf_file.magic import MAGIC, check_magic
 from q4run.gguf_file.metadata import GGUFArray, read_value
 
 # Of metadata keys, and of tensors, in one file: several times the largest known model's, and
@@ -25,6 +25,7 @@ from q4run.gguf_file.metadata import GGUFArray, read_value
 MAX_ENTRIES = 1 << 18
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
+_MOST_PADDING = 1 << 20  # between two files that were joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,9 @@ class TensorInfo:
     """Where one tensor lies. The extent is known to be inside the file and to overlap no other.
 
     ``shape`` is in numpy order, slowest axis first (GGUF's ``ne`` reversed); ``offset`` is
-    absolute in ``path``, the split part that holds the bytes.
+    absolute in ``path``, the split part that holds the bytes. ``parts``: the matrices of a stack
+    that the file holds one by one (see stacks.py); ``type``, ``path`` and ``offset`` are then the
+    first's.
     """
 
     name: str
@@ -41,6 +44,12 @@ class TensorInfo:
     path: Path
     offset: int
     n_bytes: int
+    parts: tuple[TensorInfo, ...] = ()
+
+    @property
+    def stored(self) -> tuple[TensorInfo, ...]:
+        """What the file's directory has: the tensor itself, or its matrices."""
+        return self.parts or (self,)
 
     @property
     def n_elements(self) -> int:
@@ -78,9 +87,27 @@ def read_header(path: Path) -> Header:
         if not stat.S_ISREG(status.st_mode):
             raise Error(f"{path}: not a regular file; give a GGUF file")
         with path.open("rb") as file:
-            return parse_header(file, path, status.st_size)
+            header = parse_header(file, path, status.st_size)
+            _refuse_joined(file, header)
+            return header
     except OSError as error:
         raise Error(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _refuse_joined(file: BinaryIO, header: Header) -> None:
+    """Raises where another GGUF file follows the last tensor."""
+    ends = (tensor.offset + tensor.n_bytes for tensor in header.tensors.values())
+    end = max(ends, default=0)
+    if not end or end + len(MAGIC) > header.size:
+        return
+    file.seek(end)
+    after = file.read(min(header.alignment, _MOST_PADDING) + len(MAGIC)).lstrip(b"\0")
+    if after.startswith(MAGIC):
+        raise FormatError(
+            f"{header.path}: several GGUF files joined into one, as `cat` does it; parts of a split"
+            " model stay apart: get them as they were published and give the first, or join them"
+            " with llama.cpp's `llama-gguf-split --merge`"
+        )
 
 
 def parse_header(file: BinaryIO, path: Path, size: int) -> Header:

@@ -8,6 +8,7 @@ from pathlib import Path
 from q4run.errors import FormatError, UnsupportedError
 
 MAGIC = b"GGUF"
+_LFS_POINTER = b"version https://git-lfs"
 VERSIONS = (1, 2, 3)
 
 _PRE_GGUF = "a GGML model from before GGUF (2023); get the same model as GGUF"
@@ -29,7 +30,7 @@ _OTHER_FORMATS = (
     (b"\xfd7zXZ\x00", _COMPRESSED),
     (b"7z\xbc\xaf", _COMPRESSED),
     (
-        b"version https://git-lfs",
+        _LFS_POINTER,
         "a Git LFS pointer, not the model; fetch the file itself (`git lfs pull`)",
     ),
 )
@@ -60,6 +61,16 @@ def check_magic(path: Path, head: bytes) -> int:
             f"{path}: GGUF version {version} is newer than this q4run reads (1 to 3); update q4run"
         )
     raise FormatError(f"{path}: GGUF version {version} does not exist; the file is damaged")
+
+
+def refuse_lfs_pointer(path: Path, head: bytes) -> None:
+    """Raises FormatError where a file that begins with ``head`` is what Git LFS leaves in place of
+    the file itself."""
+    if head.startswith(_LFS_POINTER):
+        raise FormatError(
+            f"{path}: a Git LFS pointer, not the file itself; fetch the folder's files"
+            " (`git lfs pull`)"
+        )
 
 
 def _describe(head: bytes) -> str:

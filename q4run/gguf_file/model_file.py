@@ -21,6 +21,7 @@ from q4run.errors import FormatError
 from q4run.gguf_file.cursor import quote
 from q4run.gguf_file.header import Header, TensorInfo, read_header
 from q4run.gguf_file.metadata import Metadata
+from q4run.gguf_file.stacks import stack_experts
 
 Default = TypeVar("Default")
 Element = TypeVar("Element", int, float, str, bool)
@@ -54,8 +55,8 @@ class GGUFFile:
 
     ``metadata`` is the first part's (llama.cpp reads no other), ``value_types`` what its values are
     stored as; ``alignment`` is one that the
-    tensors of every part have; ``tensors`` are in file order over all parts; ``size`` is in
-    bytes, of all parts.
+    tensors of every part have; ``tensors`` are in file order over all parts, a layer's separate
+    experts stacked (see stacks.py); ``size`` is in bytes, of all parts.
     """
 
     path: Path
@@ -183,7 +184,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         alignment=min(header.alignment for header in headers),
         size=sum(header.size for header in headers),
         metadata=Metadata(first.metadata),
-        tensors=MappingProxyType(tensors),
+        tensors=MappingProxyType(stack_experts(first.path, tensors)),
         value_types=MappingProxyType(first.value_types),
     )
     if len(headers) > 1:

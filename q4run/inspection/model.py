@@ -31,7 +31,8 @@ def summarize(model: GGUFFile, *, list_tensors: bool = False) -> dict[str, Any]:
     """
     architecture = _known(model.get_str, "general.architecture")
     by_class: dict[str, list[TensorInfo]] = {label: [] for label in CLASSES}
-    for tensor in model.tensors.values():
+    stored = [part for tensor in model.tensors.values() for part in tensor.stored]
+    for tensor in stored:
         by_class[tensor_class(tensor.name)].append(tensor)
     experts = _experts(model, architecture)
     summary = {
@@ -52,7 +53,7 @@ def summarize(model: GGUFFile, *, list_tensors: bool = False) -> dict[str, Any]:
         "tokenizer": _tokenizer(model),
         "imatrix": _notes(model, "quantize.imatrix.", _IMATRIX_NOTES),
         "calibration": _notes(model, "quantize.calibration.", _CALIBRATION_NOTES),
-        **_figures(model.tensors.values()),
+        **_figures(stored),
         "active_parameters": _active_parameters(by_class, experts),
         "classes": {label: _figures(members) for label, members in by_class.items() if members},
     }
@@ -67,7 +68,7 @@ def summarize(model: GGUFFile, *, list_tensors: bool = False) -> dict[str, Any]:
                 "offset": tensor.offset,
                 "part": tensor.path.name,
             }
-            for tensor in model.tensors.values()
+            for tensor in stored
         ]
     return summary
 

@@ -23,6 +23,7 @@ _CLASSES = (
 )
 CLASSES = tuple(name for name, _ in _CLASSES)
 _CLASS_PATTERNS = tuple((name, re.compile(pattern, re.DOTALL)) for name, pattern in _CLASSES)
+_LAYER = re.compile(r"blk\.(\d{1,9})\.")
 _NAME_AFFIXES = re.compile(r"^blk\.\d+\.|\.(weight|bias|scale)$")
 # Small tables that are read value by value: llama.cpp too never quantises them.
 _TABLES = re.compile(
@@ -34,6 +35,12 @@ def tensor_class(name: str) -> str:
     """The part of the model that a tensor belongs to, e.g. "attention" or "experts"."""
     stem = _NAME_AFFIXES.sub("", name)
     return next(label for label, pattern in _CLASS_PATTERNS if pattern.fullmatch(stem))
+
+
+def layer_of(name: str) -> int | None:
+    """Tells which layer a tensor of this GGUF name belongs to; None: to none."""
+    match = _LAYER.match(name)
+    return None if match is None else int(match[1])
 
 
 def role_of(name: str, n_dimensions: int) -> Role:

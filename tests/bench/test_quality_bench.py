@@ -14,7 +14,6 @@ from q4run.bench.models.geometries import GEOMETRIES
 from q4run.bench.peer.llama_cpp_files import (
     quantize_with_llama_cpp,
     types_of,
-    with_default_alignment,
 )
 from q4run.convert import convert
 from q4run.convert.calibration.imatrix import Entry, ImportanceMatrix, write_imatrix
@@ -45,23 +44,6 @@ def test_sensitivity_has_a_row_for_each_use(checkpoint, tmp_path, capsys):
 def test_bad_input_is_one_line(checkpoint, tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .*absent"):
         sensitivity.main([str(checkpoint), "-f", str(tmp_path / "absent.txt")])
-
-
-def test_a_copy_with_the_default_alignment_holds_the_same(checkpoint, tmp_path):
-    path, copy = tmp_path / "model.gguf", tmp_path / "copy.gguf"
-    convert(checkpoint, path, type="q8_0")
-    with_default_alignment(path, copy)
-    before, after = gguf.GGUFReader(path), gguf.GGUFReader(copy)
-    assert after.alignment == 32
-    keys = {key for key in before.fields if not key.startswith("GGUF.")}
-    assert {key for key in after.fields if not key.startswith("GGUF.")} == keys - {
-        "general.alignment"
-    }
-    for one, other in zip(before.tensors, after.tensors, strict=True):
-        assert (one.name, one.tensor_type) == (other.name, other.tensor_type)
-        np.testing.assert_array_equal(one.data, other.data)
-    assert types_of(path) == types_of(copy)
-    assert set(types_of(path).values()) == {int(gguf.GGMLQuantizationType.Q8_0)}
 
 
 def test_the_calibration_text_leaves_out_what_is_measured(shared_data, tmp_path, monkeypatch):

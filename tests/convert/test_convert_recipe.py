@@ -12,11 +12,12 @@ from safetensors.numpy import load_file, save_file
 import q4run
 from q4run.convert import convert
 from q4run.convert.output.layout import METADATA_PER_PART_BYTES
-from q4run.convert.tensors import ALIGNMENT, OutputTensor
+from q4run.convert.tensors import OutputTensor
 from q4run.convert.types import recipe
 from q4run.convert.types.fit import measure_fit
 from q4run.convert.types.recipe import RECIPES, named
 from q4run.gguf_file import open_gguf
+from q4run.gguf_file.borders import BORDER
 from q4run.models.parts import Role
 
 
@@ -129,7 +130,7 @@ def test_what_there_is_once_counts_as_much_as_all_layers(n_layers, once):
 @pytest.mark.parametrize("part", [1, 100_000, 400_000])
 def test_fit_counts_the_headers_of_all_parts(part, checkpoint, tmp_path):
     convert(checkpoint, tmp_path / "q4_k.gguf", type="q4_k")
-    headers = len(types_of(tmp_path / "q4_k.gguf")) * (METADATA_PER_PART_BYTES + 2 * ALIGNMENT)
+    headers = len(types_of(tmp_path / "q4_k.gguf")) * (METADATA_PER_PART_BYTES + 2 * BORDER)
     most = size(tmp_path / "q4_k.gguf") + headers
     for _ in range(3):
         summary = convert(

@@ -266,7 +266,7 @@ def test_parts_that_cannot_be_put_in_place_are_kept(mixtral, whole, tmp_path, mo
     real = Path.replace
 
     def fail(self, target):
-        if Path(target).name == "model-00003-of-00006.gguf":
+        if Path(target).name.startswith("model-00003-of-"):
             raise OSError(5, "Input/output error")
         return real(self, target)
 

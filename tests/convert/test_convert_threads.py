@@ -8,8 +8,9 @@ import pytest
 
 from q4run.convert.output import stream
 from q4run.convert.output.stream import BlockPlan, least_plan, plan_blocks, stream_tensors
-from q4run.convert.tensors import OutputTensor, PlannedTensor, padded
+from q4run.convert.tensors import OutputTensor, PlannedTensor
 from q4run.errors import BudgetError, Error, FormatError
+from q4run.gguf_file.borders import padded
 from q4run.kernels.formats import find_format_named
 from q4run.models.parts import Role
 

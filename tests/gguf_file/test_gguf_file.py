@@ -528,6 +528,14 @@ def test_split_of_one_needs_no_special_name(save: Any) -> None:
     assert list(open_gguf(save(part(0, 1, 1, "a"))).tensors) == ["a"]
 
 
+def test_joined_files_are_told_apart_from_damaged_ones(save: Any) -> None:
+    first = part(0, 2, 2, "a", alignment=4096)
+    joined = save(first + part(1, 2, 2, "b"), "whole.gguf")
+    refused(joined, FormatError, "joined into one", "--merge")
+    alone = save(V3.file([], [V3.tensor("a", [2], F32, 0)], bytes(8)) * 2, "twice.gguf")
+    refused(alone, FormatError, "joined into one")
+
+
 def test_missing_part_is_named(three_parts: Path) -> None:
     third = three_parts.with_name(part_name(3, 3))
     third.unlink()

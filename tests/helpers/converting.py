@@ -2,12 +2,15 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import gguf
 import ml_dtypes
 import numpy as np
+
+from q4run.gguf_file import GGUFFile
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -95,3 +98,16 @@ def values_of(tensor: gguf.ReaderTensor) -> np.ndarray:
     shape = tuple(int(n) for n in reversed(tensor.shape))
     values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     return np.asarray(values, np.float32).reshape(shape)
+
+
+def check_borders(file: GGUFFile) -> None:
+    """Asserts that a file's tensors of whole pages come first, on borders, without a key for it."""
+    assert "general.alignment" not in file.metadata
+    assert file.alignment == 32
+    for path in file.parts:
+        tensors = [tensor for tensor in file.tensors.values() if tensor.path == path]
+        whole = [tensor.n_bytes % 4096 == 0 for tensor in tensors]
+        assert whole == sorted(whole, reverse=True)
+        assert tensors[0].offset % 4096 == 0
+        for before, tensor in pairwise(tensors):
+            assert tensor.offset == before.offset + -(-before.n_bytes // 32) * 32
