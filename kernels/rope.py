@@ -4,6 +4,22 @@ from q4run.kernels.compiling.compile import kernel
 
 
 @kernel()
+def rotate_halves(x, cos, sin):
+    """Rotates the pairs (x[i], x[i + n_rot / 2]) in place: GGUF's NEOX form.
+
+    x, cos, sin: as for ``rotate_adjacent``.
+    """
+    half = cos.shape[1]
+    for token in range(x.shape[0]):
+        for head in range(x.shape[1]):
+            for i in range(half):
+                a, b = x[token, head, i], x[token, head, half + i]
+                c, s = cos[token, i], sin[token, i]
+                x[token, head, i] = a * c - b * s
+                x[token, head, half + i] = a * s + b * c
+
+
+@kernel()
 def rotate_adjacent(x, cos, sin):
     """Rotates the pairs (x[2i], x[2i + 1]) in place: GGUF's NORM form.
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +74,16 @@ class WeightReader:
 
     def matrix(self, declared: Tensor) -> Matrix:
         """Reads a whole matrix, n_rows outputs by n_cols inputs."""
+        return self.row_groups(declared, declared.shape[:1])[0]
+
+    def row_groups(self, declared: Tensor, sizes: Sequence[int]) -> list[Matrix]:
+        """Reads a matrix whose rows are those of several, one after the other, as these."""
         tensor = checked_tensor(self._file, declared)
-        n_rows, n_cols = tensor.shape
+        ends = accumulate(sizes)
+        return [self._rows(tensor, end - n, n) for end, n in zip(ends, sizes, strict=True)]
+
+    def _rows(self, tensor: TensorInfo, begin: int, n_rows: int) -> Matrix:
+        n_cols = tensor.shape[1]
         fmt = format_of(tensor)
         row_bytes = fmt.row_bytes(n_cols)
         strips = self._memory.take(padded_rows(n_rows), fmt.in_ram.row_bytes(n_cols))
@@ -83,7 +92,8 @@ class WeightReader:
         with tensor.path.open("rb", buffering=0) as source:
             for first in range(0, n_rows, rows_at_once):
                 part = rows[: n_rows - first]
-                _read(source.fileno(), part, tensor.offset + first * row_bytes, tensor.path)
+                offset = tensor.offset + (begin + first) * row_bytes
+                _read(source.fileno(), part, offset, tensor.path)
                 to_strips(fmt, part, strips[first : first + padded_rows(len(part))])
         return Matrix(fmt.in_ram, strips, n_rows, n_cols)
 

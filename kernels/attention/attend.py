@@ -2,8 +2,8 @@
 
 After Dao et al. (arXiv:2205.14135). What is added up for a query, and in which order, depends on
 its own keys alone: blocks and chunks of keys begin at fixed positions, and a key that a query does
-not see is never multiplied. So its result is the same bits whatever else is in the batch, and
-however many threads there are.
+not see has no weight. So its result is the same bits whatever else is in the batch, and however
+many threads there are.
 """
 
 import math
@@ -11,7 +11,14 @@ import math
 import numpy as np
 
 from q4run.kernels.attention.kinds.base import rows_as_floats
-from q4run.kernels.attention.online_softmax import STATE, clear, merge, save_quotients, weigh
+from q4run.kernels.attention.online_softmax import (
+    STATE,
+    add_weight,
+    clear,
+    merge,
+    save_quotients,
+    weigh,
+)
 from q4run.kernels.attention.rows import rows_ahead, values_of_row
 from q4run.kernels.attention.tiles import add_four, add_one, after, at, score_four, score_one
 from q4run.kernels.compiling.compile import inline, kernel
@@ -28,6 +35,7 @@ from q4run.kernels.simd.vector import f32x8
 from q4run.kernels.threads.tasks import run_tasks
 
 MAX_HEAD_DIM = 2048
+NO_SINKS = np.empty(0, np.float32)
 _LOG2_E = np.float32(1 / math.log(2))
 _BLOCK = 64  # keys between two looks at the largest score
 _CHUNK = 512  # keys that are added up apart, and then merged with those before them
@@ -42,9 +50,11 @@ _WIDE_BYTES = 4 * _WIDE_FLOATS
 
 
 @kernel()
-def attend(pool, q, keys, values, n_seen, scale, out):
+def attend(pool, q, keys, values, n_seen, scale, window, sinks, out):
     """Softmax attention of new tokens over a cache; query t sees the first ``n_seen + t`` keys.
 
+    window: of those it sees the last ``window``, or all with ``NO_WINDOW``; sinks: for each head a
+    score without a value, float32 (n_head,), or ``NO_SINKS``.
     q: float32 (n_tokens, n_head, key_dim); out: float32 (n_tokens, n_head, value_dim); both
     C-contiguous. keys, values: ``KVRows`` as ``write_cache`` fills them. Query head h reads KV head
     h * n_head_kv // n_head; scale multiplies the scores. Raises ValueError for tokens or heads that
@@ -55,26 +65,27 @@ def attend(pool, q, keys, values, n_seen, scale, out):
     dim, longest = values_of_row(values), max(values_of_row(keys), values_of_row(values))
     if key_dim > values_of_row(keys) or out.shape[2] > dim or longest > MAX_HEAD_DIM:
         raise ValueError("heads that do not fit into the cache, or above MAX_HEAD_DIM")
-    if n_seen + n_tokens - 1 > min(capacity, values.array.shape[1]):
+    if min(n_seen, window) + n_tokens - 1 > min(capacity, values.array.shape[1]):
         raise ValueError("more tokens than the cache has room for")
     n_queries = n_tokens * (n_head // n_head_kv)  # that read the same KV head
     per_task = min(_QUERIES, _ROW_FLOATS // (longest + STATE) // 4 * 4)
     n_blocks = (n_queries + per_task - 1) // per_task
-    n_chunks = (n_seen + n_tokens - 1 + _CHUNK - 1) // _CHUNK
+    first_chunk = max(0, n_seen - window) // _CHUNK
+    n_chunks = (n_seen + n_tokens - 1 + _CHUNK - 1) // _CHUNK - first_chunk
     if n_blocks == 1 and n_chunks > 1:
         # Few queries, as in decoding: the threads share out the chunks of a long context.
         parts = np.empty((n_head_kv, n_chunks, n_queries, dim + STATE), np.float32)
     else:
         parts = np.empty((n_head_kv, 0, 0, 0), np.float32)
     n_tasks = n_head_kv * max(n_blocks, parts.shape[1])
-    arguments = (q, keys, values, n_seen, scale, per_task, parts, out)
+    arguments = (q, keys, values, n_seen, scale, window, sinks, per_task, parts, out)
     run_tasks(pool, n_tasks, _attend_some, arguments)
     if parts.shape[1]:
-        run_tasks(pool, n_head_kv, _merge_parts, (parts, n_seen, out))
+        run_tasks(pool, n_head_kv, _merge_parts, (parts, n_seen, window, sinks, out))
 
 
 @kernel()
-def _attend_some(task, q, keys, values, n_seen, scale, per_task, parts, out):
+def _attend_some(task, q, keys, values, n_seen, scale, window, sinks, per_task, parts, out):
     """Queries of one KV head over their keys, or over one chunk of them: a part."""
     queries = f32_pointer(address_of(stack_bytes(_ROW_BYTES)))
     sums = f32_pointer(address_of(stack_bytes(_ROW_BYTES)))
@@ -89,32 +100,41 @@ def _attend_some(task, q, keys, values, n_seen, scale, per_task, parts, out):
     n_queries = min(per_task, n_all - first)
     _count_keys(seen, n_queries, first, group, n_seen)
     _load_queries(q, head, first, n_queries, group, scale, values_of_row(keys), queries)
-    begin, end = 0, seen[n_queries - 1]
+    begin, end = _hidden(seen[0], window) // _CHUNK * _CHUNK, seen[n_queries - 1]
     if n_parts:
-        begin = _CHUNK * place
+        begin += _CHUNK * place
         end = min(end, begin + _CHUNK)
         sums = _part(parts, head, place)
     for chunk in range(begin, end, _CHUNK):
         to = sums if chunk == begin else more
-        _attend_chunk(queries, n_queries, seen, keys, values, head, chunk, to)
+        _attend_chunk(queries, n_queries, seen, window, keys, values, head, chunk, to)
         for i in range(n_queries):
-            if begin < chunk < seen[i]:
+            if begin < chunk < seen[i] and _hidden(seen[i], window) < chunk + _CHUNK:
                 merge(at(sums, (dim + STATE) * i), at(more, (dim + STATE) * i), dim)
     if not n_parts:
-        _save_results(sums, head, first, n_queries, group, dim, out)
+        _save_results(sums, head, first, n_queries, group, dim, sinks, out)
 
 
 @kernel()
-def _merge_parts(head, parts, n_seen, out):
+def _merge_parts(head, parts, n_seen, window, sinks, out):
     """The chunks of one KV head, in their order."""
     _, n_parts, n_queries, width = parts.shape
     dim, group = width - STATE, out.shape[1] // parts.shape[0]
     sums = _part(parts, head, 0)
+    first = _hidden(n_seen, window) // _CHUNK * _CHUNK
     for part in range(1, n_parts):
+        chunk = first + _CHUNK * part
         for i in range(n_queries):
-            if _CHUNK * part < n_seen + i // group:
+            n = n_seen + i // group
+            if chunk < n and _hidden(n, window) < chunk + _CHUNK:
                 merge(at(sums, width * i), at(_part(parts, head, part), width * i), dim)
-    _save_results(sums, head, 0, n_queries, group, dim, out)
+    _save_results(sums, head, 0, n_queries, group, dim, sinks, out)
+
+
+@inline
+def _hidden(n_seen, window):
+    """How many of the first ``n_seen`` keys are before the window."""
+    return max(0, n_seen - window)
 
 
 @inline
@@ -158,27 +178,32 @@ def _load_queries(q, head, first, n_queries, group, scale, dim, queries):
 
 
 @inline
-def _save_results(sums, head, first, n_queries, group, dim, out):
+def _save_results(sums, head, first, n_queries, group, dim, sinks, out):
     flat, head_dim = out.reshape(out.size), out.shape[2]  # never a copy, as ravel may be
     for i in range(n_queries):
         source, target = at(sums, (dim + STATE) * i), _place(out, head, first + i, group)
+        if len(sinks):
+            add_weight(source, sinks[head * group + (first + i) % group] * _LOG2_E, dim)
         save_quotients(source, dim, flat, target, head_dim)
 
 
 @inline
-def _attend_chunk(queries, n_queries, seen, keys, values, head, chunk, sums):
+def _attend_chunk(queries, n_queries, seen, window, keys, values, head, chunk, sums):
     """Fills the sums of queries over the chunk of keys that begins at ``chunk``."""
     scores = f32_pointer(address_of(stack_bytes(_SCORE_BYTES)))
     wide = f32_pointer(address_of(stack_bytes(_WIDE_BYTES)))
     key_dim, dim = values_of_row(keys), values_of_row(values)
-    key_row, row = head * keys.array.shape[1], head * values.array.shape[1]
+    capacity, n_value_rows = keys.array.shape[1], values.array.shape[1]
     width = dim + STATE
     for i in range(n_queries):
         clear(at(sums, width * i), dim)
     keys_per_load, per_load = _rows_per_load(key_dim), _rows_per_load(dim)
     end = min(chunk + _CHUNK, seen[n_queries - 1])
-    for block in range(chunk, end, _BLOCK):
+    for block in range(max(chunk, _hidden(seen[0], window) // _BLOCK * _BLOCK), end, _BLOCK):
         block_end = min(block + _BLOCK, end)
+        # Caches of windows are rings of whole blocks: position p is in row p % capacity.
+        key_row = head * capacity + block % capacity - block
+        row = head * n_value_rows + block % n_value_rows - block
         for first in range(block, block_end, keys_per_load):
             n_keys, then = min(keys_per_load, block_end - first), first + keys_per_load
             rows = rows_as_floats(keys.kind, keys.array, key_row + first, n_keys, wide)
@@ -191,7 +216,8 @@ def _attend_chunk(queries, n_queries, seen, keys, values, head, chunk, sums):
         for i in range(n_queries):
             if block < seen[i]:
                 n_keys = min(_BLOCK, seen[i] - block)
-                weigh(at(scores, _SCORES * i), n_keys, at(sums, width * i), dim)
+                n_hidden = min(n_keys, max(0, _hidden(seen[i], window) - block))
+                _weigh_seen(at(scores, _SCORES * i), n_hidden, n_keys, at(sums, width * i), dim)
         for first in range(block, block_end, per_load):
             n_keys, then = min(per_load, block_end - first), first + per_load
             rows = rows_as_floats(values.kind, values.array, row + first, n_keys, wide)
@@ -201,6 +227,17 @@ def _attend_chunk(queries, n_queries, seen, keys, values, head, chunk, sums):
                 ahead, n_ahead = rows_ahead(keys.array, key_row, then, end, keys_per_load)
             weights = at(scores, first - block)
             _add(sums, n_queries, seen, rows, dim, first, n_keys, weights, ahead, n_ahead)
+
+
+@inline
+def _weigh_seen(scores, n_hidden, n_keys, sums, dim):
+    """Weights of one query's keys of a block; the first ``n_hidden`` get none."""
+    for i in range(n_hidden):
+        scores[i] = -np.inf
+    if n_hidden < n_keys:
+        weigh(scores, n_keys, sums, dim)
+    for i in range(n_hidden):
+        scores[i] = 0
 
 
 @inline

@@ -7,9 +7,10 @@ from q4run.kernels.attention.heads import HEADS, prepare_heads
 from q4run.kernels.attention.rows import write_cache
 from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.elementwise import add_into
+from q4run.kernels.norm import rms_norm
 from q4run.kernels.products.products import INPUT, PRODUCT, int8_arrays, run_products
 from q4run.kernels.simd.memory import f32_array
-from q4run.kernels.tokens import normalize, quantize_tokens
+from q4run.kernels.tokens import finish_update, normalize, quantize_tokens
 
 Q, K, V, OUTPUT = range(4)  # the places of the projections among the products
 
@@ -26,7 +27,11 @@ ATTENTION = np.dtype(
         ("k", np.int64),  # (n_tokens, n_head_kv, key_dim)
         ("v", np.int64),  # (n_tokens, n_head_kv, value_dim)
         ("attended", INPUT),  # what the output is computed from
+        ("sub_norm", np.int64),  # weights of an RMS norm before the output, (n_head * value_dim,)
         ("update", np.int64),  # (n_tokens, n_embd)
+        ("out_bias", np.int64),  # (n_embd,)
+        ("post_norm", np.int64),  # weights of an RMS norm of the output, (n_embd,)
+        ("residual_scale", np.float32),  # of the output, unless it is 0
         ("products", PRODUCT, (OUTPUT + 1,)),  # over these buffers
     ]
 )
@@ -52,16 +57,22 @@ def attention_layer(pool, x, layers, angles, temperatures, keys, values, place):
     q = _heads_at(layer.q, n_tokens, heads.n_head, heads.key_dim)
     k = _heads_at(layer.k, n_tokens, heads.n_head_kv, heads.key_dim)
     v = _heads_at(layer.v, n_tokens, heads.n_head_kv, heads.value_dim)
-    prepare_heads(pool, q, k, heads, angles, temperatures)
-    write_cache(k, keys, place)
-    write_cache(v, values, place)
+    prepare_heads(pool, q, k, v, heads, angles, temperatures)
+    write_cache(k, keys, place, heads.window)
+    write_cache(v, values, place, heads.window)
     attended = _heads_at(layer.attended.x, n_tokens, heads.n_head, heads.value_dim)
-    attend(pool, q, keys, values, place + 1, heads.scale, attended)
+    sinks = f32_array(heads.sinks, heads.n_head if heads.sinks else 0)
+    attend(pool, q, keys, values, place + 1, heads.scale, heads.window, sinks, attended)
     n_cols = heads.n_head * heads.value_dim
+    if layer.sub_norm:
+        weights, rows = f32_array(layer.sub_norm, n_cols), attended.reshape(n_tokens, n_cols)
+        rms_norm(rows, weights, layer.eps, rows)
     attended_int8 = int8_arrays(layer.attended, n_tokens * n_cols)
     quantize_tokens(pool, attended.ravel(), n_tokens, n_cols, attended_int8)
     run_products(pool, products[OUTPUT:])
-    add_into(x, f32_array(layer.update, x.size).reshape(x.shape))
+    update = f32_array(layer.update, x.size).reshape(x.shape)
+    finish_update(pool, update, layer.out_bias, layer.post_norm, layer.eps, layer.residual_scale)
+    add_into(x, update)
 
 
 @inline

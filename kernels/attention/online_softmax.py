@@ -105,6 +105,12 @@ def merge(sums, more, dim):
 
 
 @inline
+def add_weight(sums, score, dim):
+    """Adds the weight of a score that has no value."""
+    sums[dim + _TOTAL] += np.exp2(score - sums[dim + _REFERENCE])
+
+
+@inline
 def save_quotients(sums, dim, out, target, n):
     """Writes what is summed, divided by the total weight: ``n`` channels to ``out[target]`` on."""
     inverse = splat(f32x8, 1 / sums[dim + _TOTAL])

@@ -9,6 +9,8 @@ from q4run.kernels.attention.kinds.base import KVKind, padded_dim, save_row
 from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.simd.memory import u8_pointer
 
+NO_WINDOW = 1 << 62
+
 
 class KVRows:
     """Keys, or values: an array (n_head_kv, capacity, row), as ``kind`` describes it.
@@ -69,19 +71,21 @@ def rows_ahead(array, row, first, end, n_rows):
 
 
 @kernel()
-def write_cache(rows, cache, first):
+def write_cache(rows, cache, first, window):
     """Puts the keys or values of new tokens at positions ``first``, ``first + 1``, ... of a cache.
 
-    rows: float32 (n_tokens, n_head_kv, head_dim), C-contiguous; cache: ``KVRows``. Raises
-    ValueError for tokens or heads that the cache has no room for.
+    rows: float32 (n_tokens, n_head_kv, head_dim), C-contiguous; cache: ``KVRows``. With a window,
+    tokens past the last row go on at the first; ``NO_WINDOW`` allows none. Raises ValueError for
+    tokens or heads that the cache has no room for.
     """
     n_tokens, n_head_kv, head_dim = rows.shape
     n_heads, capacity = cache.array.shape[:2]
-    if n_head_kv > n_heads or first + n_tokens > capacity or head_dim > values_of_row(cache):
+    n_rows = n_tokens if window < NO_WINDOW else first + n_tokens
+    if n_head_kv > n_heads or n_rows > capacity or head_dim > values_of_row(cache):
         raise ValueError("more tokens or larger heads than the cache has room for")
     flat = rows.ravel()
     for token in range(n_tokens):
         for head in range(n_head_kv):
             source = (token * n_head_kv + head) * head_dim
-            row = head * capacity + first + token
+            row = head * capacity + (first + token) % capacity
             save_row(cache.kind, flat, source, head_dim, cache.array, row)

@@ -53,6 +53,8 @@ class KeysValues:
             for dim in (kept.key_dim, kept.value_dim)
         )
         self._chunk_size = part.chunk_size
+        self._window = part.window if kept.n_positions < context else None
+        self._n_positions = kept.n_positions
         self._n_written = 0  # behind it nothing was written, not even by a pass that broke off
 
     @property
@@ -65,40 +67,49 @@ class KeysValues:
         return any(rows.kind.has_overflowed(rows.array) for rows in (self.keys, self.values))
 
     def place(self, position: int) -> int:
-        """Returns the index in a head's rows at which a pass writes that begins at ``position``.
+        """Returns how many tokens that its first token may see are before a pass.
 
-        Its first token sees the rows up to and with its own. The pass must not cross a border
-        between two chunks.
+        The pass writes to the row of that number and after, a window's rows being a ring. It must
+        not cross a border between two chunks.
         """
         return position % self._chunk_size if self._chunk_size else position
 
     def room(self, length: int, n_tokens: int) -> int:
-        """A pass stays inside one chunk, so that no key it still needs is overwritten."""
-        return (
-            min(n_tokens, self._chunk_size - self.place(length)) if self._chunk_size else n_tokens
-        )
+        """A pass overwrites no key that it still needs: it stays inside one chunk, or is shorter
+        than what a window's ring has room for."""
+        if self._chunk_size:
+            return min(n_tokens, self._chunk_size - self.place(length))
+        return min(n_tokens, self._n_positions - self._window) if self._window else n_tokens
 
     def begin(self, length: int, n_tokens: int) -> None:
         """A pass in another chunk takes the places of the one before."""
-        self._n_written = length + n_tokens
+        behind = length + n_tokens
+        self._n_written = max(self._n_written, behind) if self._window else behind
 
     def can_rewind_to(self, length: int) -> int:
-        """A length inside a chunk that is gone goes back to its border: nothing older is needed."""
+        """A length inside a chunk that is gone goes back to its border: nothing older is needed.
+        Where rows of the window before a length are gone, nothing is left."""
+        if self._window and self._n_written > self._n_positions:
+            oldest = self._n_written - self._n_positions
+            return length if length - self._window + 1 >= oldest else 0
         size = self._chunk_size
         if size and length % size and (self._n_written - 1) // size != length // size:
             return length // size * size
         return length
 
     def rewind(self, length: int) -> None:
-        """Nothing is to be done: rows behind ``length`` are not seen."""
+        """Rows behind ``length`` are not seen; without any, all rows are free again."""
+        if length == 0:
+            self._n_written = 0
 
     def save(self, length: int) -> dict[str, np.ndarray]:
         """The rows that hold tokens: ``keys``, ``values``, and ``n_written``."""
-        n_rows = self._n_rows(self._n_written) if self._chunk_size else length
+        forgets = self._chunk_size or self._window
+        n_rows = self._n_rows(self._n_written) if forgets else length
         return {
             "keys": self.keys.array[:, :n_rows].copy(),
             "values": self.values.array[:, :n_rows].copy(),
-            "n_written": np.array(self._n_written if self._chunk_size else length),
+            "n_written": np.array(self._n_written if forgets else length),
         }
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
@@ -120,7 +131,9 @@ class KeysValues:
         self._n_written = n_written
 
     def _n_rows(self, n_written: int) -> int:
-        """How many of a head's rows hold tokens of the conversation, or of its last chunk."""
+        """How many of a head's rows hold tokens of the conversation, its last chunk or window."""
+        if self._window:
+            return min(n_written, self._n_positions)
         return self.place(n_written - 1) + 1 if n_written else 0
 
 

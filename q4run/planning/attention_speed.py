@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q4run.kernels.attention.attend import attend
+from q4run.kernels.attention.attend import NO_SINKS, attend
 from q4run.kernels.attention.kinds import find_kind
-from q4run.kernels.attention.rows import KVRows
+from q4run.kernels.attention.rows import NO_WINDOW, KVRows
 from q4run.kernels.threads.pool import Pool
 from q4run.models.parts import Attention
 from q4run.planning.timing import median_seconds
@@ -46,10 +46,10 @@ def measure_attention(part: Attention, kv_type: str, pool: Pool, n_threads: int)
 
     def decode() -> None:
         for keys, values in layers:
-            attend(pool, q[:1], keys, values, _KEYS, scale, out[:1])
+            attend(pool, q[:1], keys, values, _KEYS, scale, NO_WINDOW, NO_SINKS, out[:1])
 
     def prompt() -> None:
-        attend(pool, q, *layers[0], 1, scale, out)
+        attend(pool, q, *layers[0], 1, scale, NO_WINDOW, NO_SINKS, out)
 
     decode()  # compiles, and touches the memory
     operations = (

@@ -18,7 +18,7 @@ from q4run.generation.session import Session
 from q4run.gguf_file import open_gguf
 from q4run.kernels.attention.attend import MAX_HEAD_DIM
 from q4run.kernels.attention.kinds import find_kind, kind_names
-from q4run.kernels.attention.rows import write_cache
+from q4run.kernels.attention.rows import NO_WINDOW, write_cache
 from q4run.layers import decoder as transformer
 from q4run.layers.decoder import Transformer
 from q4run.models import read_config
@@ -178,8 +178,8 @@ class Conversation:
         keys = self._rows(range(begin, begin + count))
         layer = self.cache.layers[i]
         place = layer.place(begin)
-        write_cache(keys, layer.keys, place)
-        write_cache(-keys, layer.values, place)
+        write_cache(keys, layer.keys, place, NO_WINDOW)
+        write_cache(-keys, layer.values, place, NO_WINDOW)
         chunk_size = self.config.layers[i].attention.chunk_size
         first_seen = begin // chunk_size * chunk_size if chunk_size else 0
         assert place == begin - first_seen

@@ -15,10 +15,10 @@ from helpers.guard_pages import guarded
 from helpers.scripts import script_environment
 from numba.core.errors import TypingError
 
-from q4run.kernels.attention.attend import MAX_HEAD_DIM, attend
+from q4run.kernels.attention.attend import MAX_HEAD_DIM, NO_SINKS, attend
 from q4run.kernels.attention.kinds import find_kind
 from q4run.kernels.attention.online_softmax import exp2
-from q4run.kernels.attention.rows import KVRows, write_cache
+from q4run.kernels.attention.rows import NO_WINDOW, KVRows, write_cache
 from q4run.kernels.compiling import target
 from q4run.kernels.compiling.compile import kernel
 from q4run.kernels.simd.memory import load_f32x8, store
@@ -38,7 +38,7 @@ def empty_cache(kv_type: str, n_head_kv: int, capacity: int, head_dim: int) -> K
 def filled_cache(kv_type: str, rows: np.ndarray, capacity: int) -> KVRows:
     """rows (n_positions, n_head_kv, head_dim) from position 0 on; NaN where no token is yet."""
     cache = empty_cache(kv_type, rows.shape[1], capacity, rows.shape[2])
-    write_cache(rows, cache, 0)
+    write_cache(rows, cache, 0, NO_WINDOW)
     return cache
 
 
@@ -75,7 +75,7 @@ def run(
     n_seen = len(k) - len(q) + 1
     caches = [filled_cache(kv_type, rows, len(k) + unused) for rows in (k, v)]
     out = np.full((*q.shape[:2], v.shape[2]), np.nan, np.float32)
-    attend(pool, q, *caches, n_seen, np.float32(scale), out)
+    attend(pool, q, *caches, n_seen, np.float32(scale), NO_WINDOW, NO_SINKS, out)
     return out
 
 
@@ -152,8 +152,8 @@ def test_prompts_of_many_blocks(pool, kv_type, n_head, n_head_kv, n_tokens):
 def test_no_tokens_at_all():
     q = np.empty((0, 4, 8), np.float32)
     cache = empty_cache("f32", 2, 8, 8)
-    attend(ALONE, q, cache, cache, 1, np.float32(1), np.empty_like(q))
-    write_cache(q[:, :2].copy(), cache, 8)
+    attend(ALONE, q, cache, cache, 1, np.float32(1), NO_WINDOW, NO_SINKS, np.empty_like(q))
+    write_cache(q[:, :2].copy(), cache, 8, NO_WINDOW)
     assert np.isnan(cache.array).all()
 
 
@@ -326,9 +326,9 @@ def _write_results(path: str) -> None:
             )
             out = guarded(np.zeros_like(q), "end")
             print(kind.name, case, flush=True)
-            write_cache(k, keys, 0)
-            write_cache(v, values, 0)
-            attend(ALONE, q, keys, values, case[1], np.float32(0.2), out)
+            write_cache(k, keys, 0, NO_WINDOW)
+            write_cache(v, values, 0, NO_WINDOW)
+            attend(ALONE, q, keys, values, case[1], np.float32(0.2), NO_WINDOW, NO_SINKS, out)
             results[f"{kind.name}_{i}_keys"] = keys.array.copy()
             results[f"{kind.name}_{i}"] = out.copy()
     np.savez(path, **results)
@@ -372,9 +372,9 @@ def test_every_target_gives_the_same_bits(tmp_path, name):
 
 @kernel()
 def _layer(pool, q, k, v, keys, values, place, out):
-    write_cache(k, keys, place)
-    write_cache(v, values, place)
-    attend(pool, q, keys, values, place + 1, np.float32(0.2), out)
+    write_cache(k, keys, place, NO_WINDOW)
+    write_cache(v, values, place, NO_WINDOW)
+    attend(pool, q, keys, values, place + 1, np.float32(0.2), NO_WINDOW, NO_SINKS, out)
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
@@ -389,23 +389,37 @@ def test_compiled_code_can_call_it(pool, kv_type):
 def test_too_many_tokens_are_refused():
     rows, cache = np.zeros((3, 2, 8), np.float32), empty_cache("f32", 2, 10, 8)
     with pytest.raises(ValueError, match="room"):
-        write_cache(rows, cache, 8)
+        write_cache(rows, cache, 8, NO_WINDOW)
     with pytest.raises(ValueError, match="room"):
-        attend(ALONE, rows, cache, cache, 9, np.float32(1), np.empty_like(rows))
-    attend(ALONE, rows, cache, cache, 8, np.float32(1), np.empty_like(rows))
+        attend(
+            ALONE, rows, cache, cache, 9, np.float32(1), NO_WINDOW, NO_SINKS, np.empty_like(rows)
+        )
+    attend(ALONE, rows, cache, cache, 8, np.float32(1), NO_WINDOW, NO_SINKS, np.empty_like(rows))
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_heads_that_do_not_fit_are_refused(kv_type):
     rows, cache = np.zeros((1, 1, 33), np.float32), empty_cache(kv_type, 1, 1, 32)
     with pytest.raises(ValueError, match="room"):
-        write_cache(rows, cache, 0)
+        write_cache(rows, cache, 0, NO_WINDOW)
     with pytest.raises(ValueError, match="fit"):
-        attend(ALONE, rows, cache, cache, 1, np.float32(1), np.empty_like(rows))
+        attend(
+            ALONE, rows, cache, cache, 1, np.float32(1), NO_WINDOW, NO_SINKS, np.empty_like(rows)
+        )
     longest = np.zeros((1, 1, MAX_HEAD_DIM + 1), np.float32)
     cache = filled_cache(kv_type, longest, 1)
     with pytest.raises(ValueError, match="MAX_HEAD_DIM"):
-        attend(ALONE, longest, cache, cache, 1, np.float32(1), np.empty_like(longest))
+        attend(
+            ALONE,
+            longest,
+            cache,
+            cache,
+            1,
+            np.float32(1),
+            NO_WINDOW,
+            NO_SINKS,
+            np.empty_like(longest),
+        )
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
@@ -414,11 +428,21 @@ def test_strided_arrays_are_refused(kv_type):
     q, cache = np.zeros((1, 2, 32), np.float32), empty_cache(kv_type, 2, 8, 32)
     strided = KVRows(cache.kind, cache.array[:, ::2])
     with pytest.raises(TypingError):
-        write_cache(q, strided, 0)
+        write_cache(q, strided, 0, NO_WINDOW)
     with pytest.raises(TypingError):
-        attend(ALONE, q, strided, strided, 1, np.float32(1), np.empty_like(q))
+        attend(ALONE, q, strided, strided, 1, np.float32(1), NO_WINDOW, NO_SINKS, np.empty_like(q))
     with pytest.raises(TypingError):
-        attend(ALONE, q, cache, cache, 1, np.float32(1), np.empty((1, 4, 32), np.float32)[:, ::2])
+        attend(
+            ALONE,
+            q,
+            cache,
+            cache,
+            1,
+            np.float32(1),
+            NO_WINDOW,
+            NO_SINKS,
+            np.empty((1, 4, 32), np.float32)[:, ::2],
+        )
 
 
 # Writing to the cache.
@@ -431,7 +455,7 @@ def test_tokens_land_at_their_positions(kv_type, head_dim):
     cache = empty_cache(kv_type, 2, 9, head_dim)
     cache.array.fill(3)  # not zeros, also behind the head: what write_cache must fill itself
     rows = rng.standard_normal((4, 2, head_dim), dtype=np.float32)
-    write_cache(rows, cache, 5)
+    write_cache(rows, cache, 5, NO_WINDOW)
     assert (cache.array[:, :5] == 3).all()
     padded = -(-head_dim // 32) * 32 if kv_type == "q8_0" else -(-head_dim // 8) * 8
     written = values_in(KVRows(cache.kind, cache.array[:, 5:]), 4, padded)

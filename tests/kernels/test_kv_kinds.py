@@ -11,8 +11,8 @@ import pytest
 from helpers import int8_rows
 
 from q4run.kernels.attention import kinds
-from q4run.kernels.attention.attend import attend
-from q4run.kernels.attention.rows import KVRows, write_cache
+from q4run.kernels.attention.attend import NO_SINKS, attend
+from q4run.kernels.attention.rows import NO_WINDOW, KVRows, write_cache
 from q4run.kernels.threads.pool import ALONE
 
 
@@ -78,9 +78,9 @@ def test_two_kinds_of_one_dtype_run_side_by_side(made_up_kind):
         for rows in (k, v):
             array = np.zeros((2, n_keys, kind.row_length(head_dim)), kind.dtype)
             caches.append(KVRows(kind, array))
-            write_cache(rows, caches[-1], 0)
+            write_cache(rows, caches[-1], 0, NO_WINDOW)
         out = np.empty_like(q)
-        attend(ALONE, q, *caches, n_keys - 1, np.float32(scale), out)
+        attend(ALONE, q, *caches, n_keys - 1, np.float32(scale), NO_WINDOW, NO_SINKS, out)
         assert np.abs(out - expected).max() < 0.01 * np.abs(v).max()
         results[name] = out
     assert (results["q8_0"] != results[made_up_kind]).any()

@@ -3,16 +3,25 @@
 import numpy as np
 import pytest
 
-from q4run.kernels.attention.heads import HEADS, NO_ANGLES, NO_TEMPERATURES, prepare_heads
-from q4run.kernels.norm import rms_norm_heads
+from q4run.kernels.attention.heads import (
+    HEADS,
+    NO_ANGLES,
+    NO_NORM,
+    NO_TEMPERATURES,
+    PLAIN,
+    WEIGHTED,
+    WEIGHTED_AFTER_ROPE,
+    WHOLE,
+    prepare_heads,
+)
 from q4run.kernels.products.activations import (
     Int8Activations,
     empty_activations,
     quantize_activations,
 )
-from q4run.kernels.rope import rotate_adjacent
 from q4run.kernels.tokens import (
     TOKENS_PER_TASK,
+    finish_update,
     normalize,
     quantize_tokens,
 )
@@ -79,28 +88,88 @@ def test_quantize_tokens(pool, n_tokens):
     quantize_tokens(pool, x.ravel(), n_tokens, 64, NO_INT8)  # no room: nothing happens
 
 
+NORMS = {
+    "none": NO_NORM,
+    "plain": PLAIN,
+    "before": WEIGHTED,
+    "after": WEIGHTED_AFTER_ROPE,
+    "whole": WHOLE,
+}
+
+
+def rotated(x: np.ndarray, angles: np.ndarray, halves: bool) -> np.ndarray:
+    """x (n_tokens, n_head, dim) in float64, the pairs of each head turned by angles."""
+    half, out = angles.shape[1], x.astype(np.float64)
+    first = slice(0, half) if halves else slice(0, 2 * half, 2)
+    second = slice(half, 2 * half) if halves else slice(1, 2 * half, 2)
+    a, b = out[..., first].copy(), out[..., second].copy()
+    c, s = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    out[..., first], out[..., second] = a * c - b * s, a * s + b * c
+    return out
+
+
+def normed(x: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """x / rms(x) * weights over the last axis, in float64."""
+    wide = x.astype(np.float64)
+    return wide / np.sqrt((wide**2).mean(axis=-1, keepdims=True) + EPS) * weights
+
+
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
 @pytest.mark.parametrize("rope_dim", [0, 6, 16])
-@pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("has_temperatures", [False, True])
-def test_prepare_heads(pool, n_tokens, rope_dim, qk_norm, has_temperatures):
-    """Rotation, then the norm, then the temperature, which keys do not have."""
-    q, k = normal(n_tokens, 4, 16), normal(n_tokens, 2, 16)
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("has_more", [False, True], ids=["bare", "biases and temperatures"])
+def test_prepare_heads(pool, n_tokens, rope_dim, halves, norm, has_more):
+    """Biases, then the norm and the rotation in the norm's order, then the queries' temperature."""
+    shapes = [(4, 16), (2, 16), (2, 8)]
+    given = [normal(n_tokens, *shape) for shape in shapes]
     angles = normal(n_tokens, rope_dim // 2)
     rotation = np.stack([np.cos(angles), np.sin(angles)])
     temperatures = np.arange(1, n_tokens + 1, dtype=np.float32)
-    expected_q, expected_k = q.copy(), k.copy()
-    for states in (expected_q, expected_k):
-        rotate_adjacent(states, *rotation)
-        if qk_norm:
-            rms_norm_heads(states, EPS)
-    if has_temperatures:
-        expected_q *= temperatures[:, None, None]
+    biases = [normal(*shape, seed=2) for shape in shapes]
+    weights = [normal(*(shape if norm == "whole" else shape[1:]), seed=3) for shape in shapes[:2]]
     heads = np.zeros(1, HEADS)[0]
-    heads["qk_norm"], heads["eps"] = qk_norm, EPS
+    heads["halves"], heads["norm"], heads["eps"] = halves, NORMS[norm], EPS
+    heads["q_norm"], heads["k_norm"] = (w.ctypes.data for w in weights)
+    if has_more:
+        heads["q_bias"], heads["k_bias"], heads["v_bias"] = (b.ctypes.data for b in biases)
+
+    got = [x.copy() for x in given]
     prepare_heads(
-        pool, q, k, heads, rotation if rope_dim else NO_ANGLES,
-        temperatures if has_temperatures else NO_TEMPERATURES,
+        pool, *got, heads, rotation if rope_dim else NO_ANGLES,
+        temperatures if has_more else NO_TEMPERATURES,
     )  # fmt: skip
-    np.testing.assert_array_equal(q, expected_q)
-    np.testing.assert_array_equal(k, expected_k)
+
+    expected = [x + b * has_more for x, b in zip(given, biases, strict=True)]
+    for i in range(2):
+        x = expected[i]
+        if norm == "whole":
+            x = normed(x.reshape(n_tokens, 1, weights[i].size), weights[i].ravel())
+            x = x.reshape(given[i].shape)
+        elif norm == "before":
+            x = normed(x, weights[i])
+        x = rotated(x, angles, halves)
+        if norm == "plain":
+            x = normed(x)
+        elif norm == "after":
+            x = normed(x, weights[i])
+        expected[i] = x
+    if has_more:
+        expected[0] = expected[0] * temperatures[:, None, None]
+    for one, wanted in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one, wanted, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("has", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)])
+def test_finish_update(pool, n_tokens, has):
+    """Bias, then norm, then scale; nothing where there is none."""
+    update, bias, weights = normal(n_tokens, 45), normal(45, seed=1), normal(45, seed=2)
+    expected = update.astype(np.float64) + bias * has[0]
+    if has[1]:
+        expected = normed(expected, weights)
+    if has[2]:
+        expected *= 0.25
+    addresses = [v.ctypes.data if h else 0 for v, h in zip((bias, weights), has, strict=False)]
+    finish_update(pool, update, *addresses, EPS, np.float32(0.25 if has[2] else 0))
+    np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-6)

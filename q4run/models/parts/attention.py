@@ -9,6 +9,11 @@ from gguf import MODEL_TENSOR
 from q4run.models.parts.tensors import BIAS, Role, Tensor
 from q4run.models.rope import Rope
 
+# Tokens that a pass may add to a layer that keeps a window: their keys are written before it is
+# known which older ones are not needed any more.
+WINDOW_ROOM = 1024
+_BLOCK = 64  # keys that attention takes together: a ring of rows holds whole blocks
+
 
 @dataclass(frozen=True)
 class Temperature:
@@ -123,12 +128,18 @@ class Attention:
         return norms
 
     def kept(self, context: int) -> KeptRows:
-        """Returns what is kept of ``context`` positions: a chunked layer needs its chunk alone."""
+        """Returns what is kept of ``context`` positions: a chunked layer needs its chunk alone, one
+        with a window that and what one pass may add."""
         n_positions = min(context, self.chunk_size or context)
+        if self.window:
+            room = -(-(self.window + WINDOW_ROOM) // _BLOCK) * _BLOCK
+            n_positions = min(n_positions, room)
         return KeptRows(n_positions, self.n_head_kv, self.key_dim, self.value_dim)
 
     def n_pairs(self, length: int) -> int:
         """Returns how many pairs of a query and a key ``length`` tokens multiply."""
+        if self.window and self.window < length:
+            return self.window * (self.window + 1) // 2 + (length - self.window) * self.window
         chunk = self.chunk_size or length
         whole, rest = divmod(length, max(1, chunk))
         return (whole * chunk * (chunk + 1) + rest * (rest + 1)) // 2
