@@ -202,6 +202,12 @@ def _place_tensors(
         if tensor.name in tensors:
             raise cursor.damaged("occurs twice")
         if tensor.offset % alignment:
+            if tensor.offset % DEFAULT_ALIGNMENT == 0:
+                raise FormatError(
+                    f"{cursor.path}: declares general.alignment = {alignment}, but its tensors lie"
+                    f" by {DEFAULT_ALIGNMENT}, as llama.cpp's quantiser writes them; make its"
+                    " source anew without that key (`q4run convert` does) and quantise that"
+                )
             raise cursor.damaged(f"starts at {tensor.offset}, which is not {alignment}-aligned")
         end = data_start + tensor.offset + tensor.n_bytes
         if end > cursor.size:

@@ -12,10 +12,11 @@ from helpers.tiny_checkpoints import make_checkpoint
 
 from q4run.bench.models.random_blocks import TYPES, random_blocks
 from q4run.convert import convert
+from q4run.convert.source.gguf_source import GGUFSource
 from q4run.errors import BudgetError, Error, FormatError, UnsupportedError
 from q4run.gguf_file import open_gguf
 from q4run.kernels.formats import find_format
-from q4run.models.names import role_of
+from q4run.models.names import layer_of, role_of
 from q4run.models.parts import Role
 
 OWN_KEYS = {"general.file_type", "GGUF.kv_count", "GGUF.tensor_count"}
@@ -118,6 +119,17 @@ def test_a_second_quantising_is_told(llama4, tmp_path):
     _, after = read_gguf(tmp_path / "same.gguf")
     for name, tensor in after.items():
         assert tensor.data.tobytes() == before[name].data.tobytes(), name
+
+
+def test_tensors_come_layer_by_layer_however_they_lie(llama4, tmp_path):
+    """Calibration and parts rely on it; in the file, small ones of all layers stand last."""
+    convert(llama4, tmp_path / "model.gguf", type="f16")
+    layers = [layer_of(name) for name in open_gguf(tmp_path / "model.gguf").tensors]
+    in_file = [layer for layer in layers if layer is not None]
+    assert in_file != sorted(in_file)
+    told = [layer_of(tensor.name) for tensor in GGUFSource(tmp_path / "model.gguf").tensors]
+    in_order = [layer for layer in told if layer is not None]
+    assert in_order == sorted(in_file)
 
 
 def test_every_kind_of_metadata_is_kept(tmp_path):

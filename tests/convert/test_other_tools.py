@@ -1,7 +1,8 @@
 """Converted files in other programs' hands: gguf's scripts, llama.cpp's quantiser and its splitter.
 
 The quantiser needs llama-cpp-python (the [bench] extra). The splitter is the program that
-LLAMA_GGUF_SPLIT names, or `llama-gguf-split` on the PATH; no Python package brings it.
+LLAMA_GGUF_SPLIT names, or `llama-gguf-split` on the PATH; no Python package brings it, but
+tests/reference/make_gguf_split.sh builds it.
 """
 
 import os

@@ -528,6 +528,13 @@ def test_split_of_one_needs_no_special_name(save: Any) -> None:
     assert list(open_gguf(save(part(0, 1, 1, "a"))).tensors) == ["a"]
 
 
+def test_what_llama_cpp_quantises_of_a_file_with_an_alignment_is_explained(save: Any) -> None:
+    directory = [V3.tensor("a", [2], F32, 0), V3.tensor("b", [2], F32, 32)]
+    entries = [V3.number("general.alignment", 4096)]
+    path = save(V3.file(entries, directory, bytes(64), alignment=4096))
+    refused(path, FormatError, "general.alignment = 4096", "quantiser", "q4run convert")
+
+
 def test_joined_files_are_told_apart_from_damaged_ones(save: Any) -> None:
     first = part(0, 2, 2, "a", alignment=4096)
     joined = save(first + part(1, 2, 2, "b"), "whole.gguf")
