@@ -174,22 +174,6 @@ def test_white_space_can_be_continued_as_it_stands(model_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["run", "-p", b"a\xff"], "--prompt"),
-        (["run", "-p", "a", "--system", b"\xff"], "--system"),
-        (["chat", "--system", b"\xff"], "--system"),
-    ],
-)
-def test_a_text_that_is_not_utf_8_is_refused_as_in_files(words, named):
-    done = subprocess.run([*COMMAND, *words], capture_output=True, stdin=subprocess.DEVNULL)
-    assert done.returncode == 1
-    stderr = done.stderr.decode()
-    assert_one_error_line(stderr)
-    assert f"{named}: not text in UTF-8" in stderr
-
-
-@pytest.mark.parametrize(
     "words",
     [
         ["run", "-p", "a"],
