@@ -99,8 +99,13 @@ def plan_memory(
     fixed = dense + tokenizer + kv + _lasting_scratch_bytes(config, layout)
     least_slots = min(1, layout.n_experts)
     least = least_budget(file, config, layout, context=context, kv_type=kv_type)
+    shrink = " or a shorter --context" if kv > least // 10 else ""
+    if least + INTERPRETER_ALLOWANCE > total_ram:
+        raise BudgetError(
+            f"{file.path.name} needs at least {format_size(_round_up(least))}, which is more than"
+            f" the {format_size(total_ram)} of RAM there are allow: take a smaller type{shrink}"
+        )
     if budget < least:
-        shrink = " or a shorter --context" if kv > least // 10 else ""
         raise BudgetError(
             f"{file.path.name} does not fit into {format_size(max(0, budget))}: it needs at least"
             f" {format_size(_round_up(least))}; allow that with --ram-budget{shrink}"

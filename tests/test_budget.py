@@ -270,6 +270,16 @@ def test_a_budget_beyond_the_machine_is_refused_only_when_it_would_be_used(model
         model.plan(10**12)
 
 
+def test_what_no_budget_helps_is_not_called_one(model, machine):
+    """Advice to raise a budget, and then to lower it, would lead nowhere."""
+    least = model.least(64)
+    machine(least + INTERPRETER_ALLOWANCE - 1, 10**9)
+    for budget in (1, least, 10**12):
+        with pytest.raises(BudgetError, match=r"more than the .* of RAM there are allow") as caught:
+            model.plan(budget, 64)
+        assert "--ram-budget" not in str(caught.value)
+
+
 # Without a budget.
 
 

@@ -17,7 +17,6 @@ from q4run.cli.opening import open_model
 from q4run.cli.thinking import Thinking
 from q4run.errors import Error
 from q4run.terminal import note, quiet_line, stderr_console, warn
-from q4run.text.files import check_text
 
 if TYPE_CHECKING:
     from q4run.generation.completion import Completion
@@ -59,8 +58,6 @@ def chat(
       q4run chat model.gguf --ram-budget 50% --stats
       echo "Why is the sky blue?" | q4run chat model.gguf > answer.txt
     """
-    if system is not None:
-        check_text(system, "--system")
     with open_model(model, settings) as opened:
         from q4run.generation.conversation import Conversation
 

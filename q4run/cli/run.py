@@ -17,7 +17,7 @@ from q4run.cli.opening import open_model
 from q4run.cli.thinking import Thinking
 from q4run.errors import Error
 from q4run.terminal import note, quiet_line
-from q4run.text.files import check_text, decode_text, read_text
+from q4run.text.files import decode_text, read_text
 
 if TYPE_CHECKING:
     from q4run.generation.completion import Completion
@@ -54,13 +54,11 @@ class Prompt:
 
     def read(self) -> str:
         """Returns the text of -p or -f. Raises typer.BadParameter unless it is one of them, and
-        Error for a text that says nothing or is not UTF-8."""
+        Error for a text that says nothing or, from a file, is not UTF-8."""
         if self.raw and self.system is not None:
             raise typer.BadParameter("--system goes into the chat template, which --raw leaves out")
         if (self.prompt is None) == (self.file is None):
             raise typer.BadParameter("give the prompt with either -p PROMPT or -f FILE")
-        if self.system is not None:
-            check_text(self.system, "--system")
         text = self._given()
         if not self.raw and not text.strip():
             raise Error("the prompt is empty: write something to answer")
@@ -71,7 +69,7 @@ class Prompt:
             return read_text(self.file)
         if self.prompt == "-":
             return decode_text(sys.stdin.buffer.read(), "standard input")
-        return check_text(str(self.prompt), "--prompt")
+        return str(self.prompt)
 
 
 def run(

@@ -13,13 +13,6 @@ def read_text(path: Path) -> str:
     return decode_text(path.read_bytes(), str(path))
 
 
-def check_text(text: str, name: str) -> str:
-    """Return an argument of the command line. Raises ``FormatError`` where it is not UTF-8."""
-    if any("\udc80" <= character <= "\udcff" for character in text):  # how Python keeps such bytes
-        raise FormatError(f"{name}: not text in UTF-8; convert it first")
-    return text
-
-
 def decode_text(data: bytes, name: str) -> str:
     """The text of bytes that ``name`` is the source of, as ``read_text`` does it."""
     try:
