@@ -11,6 +11,7 @@ from q4run.errors import Error
 from q4run.generation.completion import Completion, Finish
 from q4run.generation.sampler import Sampler, SamplingParameters
 from q4run.generation.stats import Work
+from q4run.gguf_file import open_gguf
 from q4run.text.tokenizer import Tokenizer, load_tokenizer
 from q4run.text.vocabulary import TokenType
 
@@ -57,6 +58,15 @@ def test_it_ends_with_max_tokens_or_the_context(model, max_tokens, n_tokens, fin
     assert session == completion.tokens
 
 
+def test_what_has_no_token_is_never_chosen(model):
+    likeliest = complete(model, 1).tokens
+    metadata = open_gguf(model.path).metadata
+    without = load_tokenizer({**metadata, "tokenizer.ggml.suppress_tokens": likeliest})
+    completion = Completion(model.session, without, PROMPT, GREEDY, 20)
+    assert "".join(completion)
+    assert not set(completion.tokens) & set(likeliest)
+
+
 def test_no_tokens_run_nothing(model):
     model.session.clear()
     assert complete(model, 0).stats.prompt_tokens == 0
@@ -101,6 +111,7 @@ class Says:
     """A session that says what it is told to."""
 
     context = CONTEXT
+    n_vocab = 7
     work = Work(**{field.name: 0 for field in dataclasses.fields(Work)})
 
     def __init__(self, *tokens: int) -> None:
