@@ -104,7 +104,12 @@ def _kept(rope: Rope, yarn: Yarn) -> np.ndarray:
 def _angles(positions: np.ndarray, frequencies: np.ndarray, magnitude: float) -> Angles:
     angles = np.outer(positions, frequencies)
     rotation: Angles = np.empty((2, *angles.shape), np.float32)
-    rotation[0], rotation[1] = magnitude * np.cos(angles), magnitude * np.sin(angles)
+    # One at a time, and scaled in place: what is held meanwhile counts in the budget.
+    for function, out in ((np.cos, rotation[0]), (np.sin, rotation[1])):
+        turned = function(angles)
+        turned *= magnitude
+        out[:] = turned
+        del turned
     return rotation
 
 
