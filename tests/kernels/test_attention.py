@@ -338,7 +338,10 @@ def _write_results(path: str) -> None:
 OLD_PROCESSOR = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
 
 
-@pytest.mark.parametrize("name", [*target.TARGETS, "generic, old"])
+_OLD = pytest.param("generic, old", marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("name", [*target.TARGETS, _OLD])
 def test_every_target_gives_the_same_bits(tmp_path, name):
     """The order of all sums is the kernel's, not the machine's."""
     environment = {"Q4RUN_SIMD": name.split(",")[0]}

@@ -62,6 +62,7 @@ def test_the_compilers_memory_is_another_processes(tmp_path):
     assert peak < next_peak + 20_000_000
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_several_processes_share_the_work(tmp_path):
     """And the memory it takes."""

@@ -386,7 +386,10 @@ if __name__ == "__main__":
 OLD_PROCESSOR = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
 
 
-@pytest.fixture(scope="module", params=[*target.TARGETS, "generic, old processor"])
+_OLD = pytest.param("generic, old processor", marks=pytest.mark.exhaustive)
+
+
+@pytest.fixture(scope="module", params=[*target.TARGETS, _OLD])
 def results(request, tmp_path_factory):
     """What one target gave, as a dict of arrays."""
     name = request.param.split(",")[0]
