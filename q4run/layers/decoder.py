@@ -150,6 +150,8 @@ class Transformer:
             x = np.array(tokens, np.float32)
         else:
             x = self._embedding.rows(tokens)
+            if self.config.embedding_scale != 1:
+                x *= np.float32(self.config.embedding_scale)
         if timeline := self.store.events.timeline:
             timeline.lap(EMBEDDING)
         return x
@@ -174,7 +176,9 @@ class Transformer:
 
 def check_all_declared(file: GGUFFile, config: ModelConfig) -> None:
     """Refuses a file that holds more than the layers read: it would run wrongly."""
-    unknown = [name for name in file.tensors if name not in config.tensors]
+    unknown = [
+        name for name in file.tensors if name not in config.tensors and not config.skips(name)
+    ]
     if unknown:
         raise UnsupportedError(
             f"{file.path}: q4run does not know what to do with the tensor {unknown[0]} in a"

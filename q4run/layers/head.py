@@ -23,9 +23,21 @@ class Head:
         self._product[0]["input"] = flat_input(self._normed, self._normed_int8)
         self._norm = weights.vector(norm)
         self._eps = np.float32(config.rms_norm_eps)
+        self._divisor, self._soft_cap = config.logit_divisor, config.soft_cap
 
     def __call__(self, pool: Pool, x: np.ndarray, logits: np.ndarray) -> None:
         """Fills logits, float32 (n_tokens, n_vocab), from x, float32 (n_tokens, n_embd)."""
         output_head(
             pool, x, self._norm, self._eps, self._product, self._normed, self._normed_int8, logits
         )
+        shape_logits(logits, self._divisor, self._soft_cap)
+
+
+def shape_logits(logits: np.ndarray, divisor: float, soft_cap: float | None) -> None:
+    """Divides logits, float32 of any shape, and keeps them within the cap, in place."""
+    if divisor != 1:
+        logits /= np.float32(divisor)
+    if soft_cap is not None:
+        logits /= np.float32(soft_cap)
+        np.tanh(logits, out=logits)
+        logits *= np.float32(soft_cap)

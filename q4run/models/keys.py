@@ -25,9 +25,26 @@ DECODER_KEYS = ROPE_KEYS | {
     "block_count",
     "context_length",
     "embedding_length",
+    "nextn_predict_layers",
 }
 # What `config.read_experts` obeys, and the width that families read beside it.
 EXPERT_KEYS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
+# What the readers of the same names in `readers` obey.
+ROUTER_KEYS = frozenset(
+    {
+        "expert_gating_func",
+        "expert_group_count",
+        "expert_group_used_count",
+        "expert_weights_norm",
+        "expert_weights_scale",
+    }
+)
+SHARED_KEYS = frozenset({"expert_shared_count", "expert_shared_feed_forward_length"})
+LEADING_DENSE_KEYS = frozenset({"leading_dense_block_count"})
+INTERLEAVE_KEYS = frozenset({"interleave_moe_layer_step"})
+WINDOW_KEYS = frozenset({"attention.sliding_window"})
+WINDOW_PATTERN_KEYS = frozenset({"attention.sliding_window_pattern"})
+SOFT_CAP_KEYS = frozenset({"final_logit_softcapping"})
 
 # Keys that change no logits: they describe, or say something only together with another key.
 _SILENT = frozenset(
