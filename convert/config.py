@@ -57,6 +57,14 @@ class Config:
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
 
+    def with_defaults(self, defaults: dict[str, Any]) -> "Config":
+        """The same with ``defaults`` for keys that are absent or null.
+
+        `transformers` leaves away what its class of the family has by default.
+        """
+        told = {key: value for key, value in self.values.items() if value is not None}
+        return Config(defaults | told, self.where)
+
     def integer(self, key: str, default: int | None = None, *, low: int = 1) -> int:
         """An integer of at least ``low`` that fits into the 32 bits GGUF has for it."""
         value = self._value(key, default)

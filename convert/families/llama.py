@@ -30,7 +30,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     n_ff = config.integer("intermediate_size")
     metadata = start_metadata("llama", config, sizes, default_eps=1e-6)
     metadata.add_feed_forward_length(n_ff)
-    tensors = list(_tensors(checkpoint, sizes, n_ff))
+    names = SourceNames(checkpoint, "llama", sizes.n_layer)
+    tensors = list(dense_tensors(checkpoint, sizes, n_ff, names))
     checkpoint.check_all_claimed(IGNORABLE)
     return Plan(metadata, tensors, sizes.n_vocab, config, sizes.rope.notes("llama"))
 
@@ -42,8 +43,10 @@ def refuse_sliding_window(config: Config) -> None:
         raise UnsupportedError(f"{config.where}: sliding_window ({window}) is not supported")
 
 
-def _tensors(checkpoint: Checkpoint, sizes: Sizes, n_ff: int) -> Iterator[OutputTensor]:
-    names = SourceNames(checkpoint, "llama", sizes.n_layer)
+def dense_tensors(
+    checkpoint: Checkpoint, sizes: Sizes, n_ff: int, names: SourceNames
+) -> Iterator[OutputTensor]:
+    """Yields the tensors of a Llama: also of families that compute other things with the same."""
     yield from start_tensors(checkpoint, sizes, names)
     for layer in range(sizes.n_layer):
         yield from attention_tensors(checkpoint, sizes, layer, names, pair_rows=True)

@@ -1,0 +1,75 @@
+"""Tiny models that transformers makes at random and q4run converts: a family's traps in each.
+
+``settings`` go to the configuration class; names of classes only, so that reading this needs no
+torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from helpers.tiny_tokenizer import VOCAB_SIZE
+
+N_TOKENS = 48
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+    "initializer_range": 0.3,
+}
+
+
+@dataclass(frozen=True)
+class MadeCase:
+    """A model of a class of transformers: ``architecture`` is what its GGUF calls it."""
+
+    name: str
+    architecture: str
+    config_class: str
+    own: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that the configuration class gets."""
+        return _COMMON | self.own
+
+
+_GROWING = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.4,
+}
+
+MADE_CASES = [
+    MadeCase("smollm3", "smollm3", "SmolLM3Config", {"num_hidden_layers": 5, "head_dim": 24}),
+    MadeCase(
+        "smollm3, own layers",
+        "smollm3",
+        "SmolLM3Config",
+        {"num_hidden_layers": 5, "no_rope_layers": [1, 0, 1, 1, 0], "tie_word_embeddings": False},
+    ),
+    MadeCase(
+        "ministral3",
+        "mistral3",
+        "Ministral3Config",
+        {"num_hidden_layers": 3, "head_dim": 24, "rope_parameters": _GROWING},
+    ),
+    MadeCase(
+        "ministral3, attention factor",
+        "mistral3",
+        "Ministral3Config",
+        {"num_hidden_layers": 3, "head_dim": 24}
+        | {"rope_parameters": _GROWING | {"mscale_all_dim": 0.5, "factor": 16.0}},
+    ),
+]
