@@ -6,6 +6,7 @@ import numpy as np
 from gguf import MODEL_TENSOR
 
 from q4run.cache.state import LayerState
+from q4run.errors import UnsupportedError
 from q4run.experts.policies import Key
 from q4run.kernels.experts import combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
@@ -15,9 +16,11 @@ from q4run.layers.feed_forward import feed_forward_job, load_feed_forward, resid
 from q4run.layers.materials import Materials
 from q4run.layers.rotary import Positions
 from q4run.layers.workspace import flat_input, if_useful, shared_begin
-from q4run.models.parts import Experts, by_kind
+from q4run.models.parts import Experts, Router, Scores, by_kind
 from q4run.timeline import EXPERTS
+from q4run.weights import WeightReader
 
+SIGMOID_ON_INPUT = Router(Scores.SIGMOID, renormalise=False, on_input=True)
 # The share of a layer's experts that may be read ahead in vain.
 _FEW = 0.05
 
@@ -32,6 +35,7 @@ class MixtureOfExperts:
         tensors = by_kind(part.tensors(config.n_embd, i))
         self._i = i
         self._part = part
+        _check_runs(part, weights)
         self._softmax = not part.router.on_input
         self._store = store
         self._addresses = store.addresses(i)
@@ -127,3 +131,11 @@ class MixtureOfExperts:
                 shared = self._shared[:0]
         has_shared = len(self._shared) > 0
         combine(pool, x, part.n_expert_used, self._softmax, has_shared, routing, self._buffers)
+
+
+def _check_runs(part: Experts, weights: WeightReader) -> None:
+    """Refuses experts that are declared in a form that no kernel computes yet."""
+    plain = Experts(part.n_expert, part.n_expert_used, part.n_ff, part.router, part.shared)
+    is_gated = part.shared is not None and part.shared.gated
+    if part != plain or is_gated or part.router not in (Router(), SIGMOID_ON_INPUT):
+        raise UnsupportedError(f"{weights.path}: experts of this form cannot be run yet: {part}")

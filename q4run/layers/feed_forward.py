@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from q4run.cache.state import LayerState
+from q4run.errors import UnsupportedError
 from q4run.experts.layout import ExpertMatrix
 from q4run.kernels.dense_layer import dense_layer
 from q4run.kernels.feed_forward import FEED_FORWARD
@@ -27,6 +28,8 @@ class DenseFeedForward:
 
     def __init__(self, part: parts.DenseFeedForward, i: int, materials: Materials) -> None:
         weights, config, w = materials.weights, materials.config, materials.workspace
+        if part != parts.DenseFeedForward(part.n_ff):
+            raise UnsupportedError(f"{weights.path}: {part} cannot be run yet")
         norm, *matrices = part.tensors(config.n_embd, i)
         self._matrices = load_feed_forward(weights, matrices)
         gate, up, _ = self._matrices

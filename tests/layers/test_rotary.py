@@ -276,16 +276,6 @@ def test_calibration_rotates_both_forms(form):
     np.testing.assert_allclose(_rotate(x, rope, angles), expected.real, atol=1e-6)
 
 
-def test_halves_are_refused_until_they_can_be_rotated(file_of, monkeypatch):
-    from q4run.models import llama
-
-    neox = RopeDefaults(form=RopeForm.NEOX)
-    read_attention = llama.read_attention
-    monkeypatch.setattr(llama, "read_attention", lambda file: read_attention(file, neox))
-    with pytest.raises(UnsupportedError, match="NEOX"), q4run.load(file_of("plain"), context=64):
-        pass
-
-
 def test_the_converter_tells_which_keys_llama_cpp_ignores(tmp_path):
     notes = {}
     for name in ("yarn", "yarn, attention factor", "yarn, not truncated", "linear"):
