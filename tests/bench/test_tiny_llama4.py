@@ -272,8 +272,7 @@ def test_muons_steps_are_nearly_orthogonal() -> None:
     assert singular.max() < 1.3
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("n_processes", [1, 2])
+@pytest.mark.parametrize("n_processes", [2])
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(
     corpus_folder: Path,
     tokenizer: Tokenizer,

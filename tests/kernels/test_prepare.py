@@ -52,20 +52,8 @@ def run(folder: Path, *words: str) -> list[int]:
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-def test_the_compilers_memory_is_another_processes(tmp_path):
-    n_started, _, n_before, n_after, peak = run(tmp_path)
-    assert n_started == 1
-    assert n_before == 0
-    assert n_after > 5
-    n_started, _, n_before, n_again, next_peak = run(tmp_path)
-    assert (n_started, n_before, n_again) == (0, n_after, n_after)
-    assert peak < next_peak + 20_000_000
-
-
-@pytest.mark.exhaustive
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_several_processes_share_the_work(tmp_path):
-    """And the memory it takes."""
+    """Kernels are compiled elsewhere: this process never holds the compiler's memory."""
     n_started, _, n_before, n_after, peak = run(tmp_path, "three")
     assert (n_started, n_before) == (3, 0)
     assert n_after > 5

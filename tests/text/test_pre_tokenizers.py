@@ -141,9 +141,8 @@ def test_digits_in_threes_from_the_right() -> None:
 
 def check_long_runs(row: PreTokenizer, units: list[str]) -> None:
     for unit in units:
-        for end in ("", "x"):
-            text = unit * (100_000 // len(unit)) + end
-            assert "".join(words(row.cuts.patterns, text)) == text
+        text = unit * (100_000 // len(unit)) + "x"
+        assert "".join(words(row.cuts.patterns, text)) == text
 
 
 # A matcher that takes the squared length would need minutes: the test's time limit tells.
