@@ -9,8 +9,8 @@ from q4run.kernels.attention.heads import NO_ANGLES, NO_TEMPERATURES
 from q4run.kernels.attention.kinds.base import KVKind
 from q4run.kernels.attention.layer import ATTENTION, attention_layer
 from q4run.kernels.attention.rows import KVRows
-from q4run.kernels.dense_layer import dense_layer
-from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, route, run_experts
+from q4run.kernels.dense_layer import DENSE, dense_layer
+from q4run.kernels.experts import MIXTURE, combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.formats import Format, q8_0
 from q4run.kernels.head import output_head
@@ -24,8 +24,6 @@ _I64 = np.empty(0, np.int64)
 _INT8 = (np.empty(0, np.int8), _F32, np.empty(0, np.int32))
 _NO_TOKENS = np.empty((0, 8), np.float32)
 _EPS = np.float32(1)
-_BUFFERS = ExpertBuffers(_F32, _INT8, _F32, _INT8, _F32, _INT8, _F32, _F32, _F32)
-_ROUTING = Routing(_F32, _I64, _F32, _I64, np.zeros(1, np.int64), np.zeros(2, np.int64))
 
 
 def warm_up(
@@ -64,20 +62,19 @@ def _attention(kind: KVKind) -> None:
 
 
 def _feed_forwards() -> None:
-    dense_layer(ALONE, _NO_TOKENS, _F32, _EPS, np.zeros(1, FEED_FORWARD), _BUFFERS)
+    dense_layer(ALONE, _NO_TOKENS, np.zeros(1, DENSE), np.zeros(1, FEED_FORWARD))
     logits = np.empty((0, 1), np.float32)
     output_head(ALONE, _NO_TOKENS, _F32, _EPS, np.zeros(1, PRODUCT), _F32, _INT8, logits)
 
 
 def _experts() -> None:
-    router, job = np.zeros(1, PRODUCT), np.zeros(1, FEED_FORWARD)
-    route(ALONE, _NO_TOKENS, _F32, _EPS, router, 1, 1, False, _ROUTING, _BUFFERS)
-    moe_layer(
-        ALONE, _NO_TOKENS, _F32, _EPS, router, 1, 1, False, job, job[:0], _I64, job, _ROUTING,
-        _BUFFERS,
-    )  # fmt: skip
-    run_experts(ALONE, 0, job, job[:0], _I64, _I64, _ROUTING, job)
-    combine(ALONE, _NO_TOKENS, 1, False, False, _ROUTING, _BUFFERS)
+    places, mixture = np.zeros(2, np.int64), np.zeros(1, MIXTURE)
+    mixture["experts"] = mixture["first_row"] = places.ctypes.data
+    jobs = np.zeros(1, FEED_FORWARD)
+    route(ALONE, _NO_TOKENS, mixture)
+    moe_layer(ALONE, _NO_TOKENS, mixture, _I64, jobs)
+    run_experts(ALONE, 0, mixture, False, _I64, _I64, jobs)
+    combine(ALONE, _NO_TOKENS, mixture)
 
 
 def _threads() -> None:

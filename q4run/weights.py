@@ -98,10 +98,11 @@ class WeightReader:
         return Matrix(fmt.in_ram, strips, n_rows, n_cols)
 
     def vector(self, declared: Tensor) -> np.ndarray:
-        """Reads a 1-D tensor of any supported type as float32 (size,)."""
+        """Reads a small tensor of any supported type as float32 of its shape."""
         tensor = checked_tensor(self._file, declared)
         fmt = format_of(tensor)
-        data = np.empty(fmt.row_bytes(tensor.shape[0]), np.uint8)
+        *rows, n_cols = tensor.shape
+        data = np.empty((*rows, fmt.row_bytes(n_cols)), np.uint8)
         with tensor.path.open("rb", buffering=0) as source:
             _read(source.fileno(), data, tensor.offset, tensor.path)
         return fmt.dequantize(data).copy()

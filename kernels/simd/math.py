@@ -42,5 +42,21 @@ def exp(x):
 @inline
 def silu(x):
     """x / (1 + e^-x) lane by lane (Elfwing et al., arXiv:1702.03118)."""
+    return times_sigmoid(x, x)
+
+
+@inline
+def gelu(x):
+    """GELU lane by lane, in tanh's approximation (Hendrycks & Gimpel, arXiv:1606.08415).
+
+    x * (1 + tanh(t)) / 2 is x * sigmoid(2 t), t = sqrt(2 / pi) * (x + 0.044715 x^3).
+    """
+    cubic = fma(mul(mul(x, x), x), splat(f32x8, 0.044715), x)
+    return times_sigmoid(x, mul(cubic, splat(f32x8, 1.5957691216057308)))
+
+
+@inline
+def times_sigmoid(x, y):
+    """x / (1 + e^-y) lane by lane."""
     one = splat(f32x8, 1.0)
-    return divide(x, add(one, exp(sub(splat(f32x8, 0.0), x))))
+    return divide(x, add(one, exp(sub(splat(f32x8, 0.0), y))))

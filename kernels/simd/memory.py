@@ -244,6 +244,7 @@ def _pointer_maker(scalar: types.Type) -> Any:
 u8_pointer = _pointer_maker(types.uint8)
 i8_pointer = _pointer_maker(types.int8)
 i32_pointer = _pointer_maker(types.int32)
+i64_pointer = _pointer_maker(types.int64)
 f32_pointer = _pointer_maker(types.float32)
 
 
@@ -251,6 +252,12 @@ f32_pointer = _pointer_maker(types.float32)
 def f32_array(address, n):
     """The ``n`` floats at a memory address as an array."""
     return carray(f32_pointer(address), n)
+
+
+@inline
+def i64_array(address, n):
+    """The ``n`` 64-bit integers at a memory address as an array."""
+    return carray(i64_pointer(address), n)
 
 
 @intrinsic

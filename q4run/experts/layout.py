@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from gguf import MODEL_TENSOR
 
 from q4run.errors import UnsupportedError
 from q4run.gguf_file import GGUFFile, TensorInfo
@@ -20,8 +21,9 @@ _ALIGNMENT = 64  # of a matrix in a slot: whole cache lines
 
 @dataclass(frozen=True)
 class ExpertMatrix:
-    """One of a layer's three stacks: expert e is at ``offset + e * n_bytes`` of ``path``, or,
-    where each is a tensor of its own, at the place ``apart[e]``."""
+    """Gate, up or down of a layer's experts. That of expert e is at
+    ``offset + e * n_beside * n_bytes`` of ``path``, or, where each is a tensor of its own, at the
+    place ``apart[e]``."""
 
     path: Path
     fmt: Format
@@ -31,6 +33,7 @@ class ExpertMatrix:
     offset: int
     slot_offset: int  # where the interleaved matrix begins in a slot
     apart: tuple[tuple[Path, int], ...] = ()
+    n_beside: int = 1  # matrices of this size that an expert has in the stack, gate beside up
 
     @property
     def row_bytes(self) -> int:
@@ -56,7 +59,7 @@ class ExpertMatrix:
         """The file that holds an expert's matrix, and its offset there."""
         if self.apart:
             return self.apart[expert]
-        return self.path, self.offset + expert * self.n_bytes
+        return self.path, self.offset + expert * self.n_beside * self.n_bytes
 
 
 @dataclass(frozen=True)
@@ -88,27 +91,39 @@ def _layer_matrices(
     file: GGUFFile, experts: Experts, n_embd: int, i: int
 ) -> tuple[tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix], int]:
     """A layer's matrices and the bytes of slot they take."""
-    matrices = []
-    slot_offset = 0
+    matrices: list[ExpertMatrix] = []
     for declared in experts.tensors(n_embd, i):
-        if declared.role is not Role.EXPERT:
-            continue
-        tensor = checked_tensor(file, declared)
-        n_expert, n_rows, n_cols = tensor.shape
+        if declared.role is Role.EXPERT:
+            n_parts = 2 if declared.kind is MODEL_TENSOR.FFN_GATE_UP_EXP else 1
+            tensor = checked_tensor(file, declared)
+            matrices += _stack_matrices(tensor, n_parts, sum(m.slot_bytes for m in matrices))
+    gate, up, down = matrices
+    return (gate, up, down), sum(matrix.slot_bytes for matrix in matrices)
+
+
+def _stack_matrices(tensor: TensorInfo, n_parts: int, slot_offset: int) -> list[ExpertMatrix]:
+    """The matrices of a stack, each expert's rows being those of ``n_parts`` matrices."""
+    fmt = _common_format(tensor)
+    n_expert, n_rows, n_cols = tensor.shape
+    n_rows //= n_parts
+    n_bytes = n_rows * fmt.row_bytes(n_cols)
+    matrices: list[ExpertMatrix] = []
+    for part in range(n_parts):
+        begin = part * n_bytes
         matrix = ExpertMatrix(
             tensor.path,
-            _common_format(tensor),
+            fmt,
             n_expert,
             n_rows,
             n_cols,
-            tensor.offset,
+            tensor.offset + begin,
             slot_offset,
-            tuple((part.path, part.offset) for part in tensor.parts),
+            tuple((expert.path, expert.offset + begin) for expert in tensor.parts),
+            n_parts,
         )
         matrices.append(matrix)
         slot_offset += matrix.slot_bytes
-    gate, up, down = matrices
-    return (gate, up, down), slot_offset
+    return matrices
 
 
 def _common_format(tensor: TensorInfo) -> Format:

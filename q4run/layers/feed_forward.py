@@ -1,24 +1,34 @@
 """The feed-forward of a layer without experts, and the records that describe any feed-forward."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
+from gguf import MODEL_TENSOR
 
 from q4run.cache.state import LayerState
-from q4run.errors import UnsupportedError
 from q4run.experts.layout import ExpertMatrix
-from q4run.kernels.dense_layer import dense_layer
+from q4run.kernels.dense_layer import DENSE, dense_layer
+from q4run.kernels.elementwise import CLAMPED_SWIGLU, GELU, RELU_SQUARED, SILU
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.threads.pool import Pool
 from q4run.layers.materials import Materials
 from q4run.layers.rotary import Positions
 from q4run.layers.workspace import Int8Buffers, Workspace, flat_input, if_useful
 from q4run.models import parts
+from q4run.models.parts import Activation, Role
 from q4run.timeline import FEED_FORWARD as FEED_FORWARD_SPAN
 from q4run.weights import Matrix, WeightReader
 
 Matrices = tuple[Matrix, Matrix, Matrix]
 ExpertMatrices = tuple[ExpertMatrix, ExpertMatrix, ExpertMatrix]
+
+ACTIVATIONS = {
+    Activation.SILU: SILU,
+    Activation.GELU: GELU,
+    Activation.RELU_SQUARED: RELU_SQUARED,
+    Activation.CLAMPED_SWIGLU: CLAMPED_SWIGLU,
+}
 
 
 class DenseFeedForward:
@@ -28,28 +38,41 @@ class DenseFeedForward:
 
     def __init__(self, part: parts.DenseFeedForward, i: int, materials: Materials) -> None:
         weights, config, w = materials.weights, materials.config, materials.workspace
-        if part != parts.DenseFeedForward(part.n_ff):
-            raise UnsupportedError(f"{weights.path}: {part} cannot be run yet")
-        norm, *matrices = part.tensors(config.n_embd, i)
-        self._matrices = load_feed_forward(weights, matrices)
-        gate, up, _ = self._matrices
-        self._buffers = w.experts._replace(
-            normed_int8=if_useful(w.experts.normed_int8, gate.fmt, up.fmt)
-        )
-        self._job = np.zeros(1, FEED_FORWARD)
-        self._job[0] = resident_job(self._matrices, w)
-        self._norm = weights.vector(norm)
-        self._eps = np.float32(config.rms_norm_eps)
+        tensors = part.tensors(config.n_embd, i)
+        self._vectors = {t.kind: weights.vector(t) for t in tensors if t.role is Role.NORM}
+        self._matrices = load_feed_forward(weights, tensors, part.n_ff)
+        self._jobs = np.zeros(1, FEED_FORWARD)
+        self._jobs[0] = resident_job(self._matrices, w)
+        job = self._jobs[0]
+        job["activation"] = ACTIVATIONS[part.activation]
+        job["sub_norm"] = self._address(MODEL_TENSOR.FFN_SUB_NORM)
+        job["eps"] = config.rms_norm_eps
+        self._record = np.zeros(1, DENSE)
+        record = self._record[0]
+        record["norm"] = self._address(part.norm)
+        record["eps"] = config.rms_norm_eps
+        record["post_norm"] = self._address(MODEL_TENSOR.FFN_POST_NORM)
+        if part.residual_scale != 1:
+            record["residual_scale"] = part.residual_scale
+
+    def _address(self, kind: MODEL_TENSOR) -> int:
+        """Where a norm's weights are in RAM; 0 for a norm that the layer does not have."""
+        return self._vectors[kind].ctypes.data if kind in self._vectors else 0
 
     def __call__(self, pool: Pool, x: np.ndarray, kept: LayerState, positions: Positions) -> None:
         """Adds the feed-forward to the stream x, float32 (n_tokens, n_embd)."""
-        dense_layer(pool, x, self._norm, self._eps, self._job, self._buffers)
+        dense_layer(pool, x, self._record, self._jobs)
 
 
-def load_feed_forward(weights: WeightReader, tensors: Sequence[parts.Tensor]) -> Matrices:
-    """Reads gate, up and down of a feed-forward that stays in RAM."""
-    gate, up, down = (weights.matrix(tensor) for tensor in tensors)
-    return gate, up, down
+def load_feed_forward(
+    weights: WeightReader, tensors: Sequence[parts.Tensor], n_ff: int
+) -> Matrices:
+    """Reads the matrices among a part's tensors, which stay in RAM: gate, up and down, of which
+    gate and up may be one."""
+    *first, down = (tensor for tensor in tensors if tensor.role is Role.MATRIX)
+    groups = (weights.row_groups(t, [n_ff] * (t.shape[0] // n_ff)) for t in first)
+    gate, up = chain.from_iterable(groups)
+    return gate, up, weights.matrix(down)
 
 
 def resident_job(matrices: Matrices, w: Workspace, hidden_begin: int = 0) -> np.void:

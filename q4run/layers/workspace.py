@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from q4run.kernels.experts import ExpertBuffers, Routing
 from q4run.kernels.formats import Format
 from q4run.kernels.products.activations import GROUP, Int8Activations
 from q4run.kernels.products.products import input_record
@@ -30,6 +29,31 @@ class AttentionBuffers(NamedTuple):
     v: np.ndarray
     attended: np.ndarray
     attended_int8: Int8Buffers
+    update: np.ndarray
+
+
+class Routing(NamedTuple):
+    """Scratch memory for what the router decided, as ``MIXTURE`` has it."""
+
+    logits: np.ndarray
+    chosen: np.ndarray
+    weights: np.ndarray
+    rows: np.ndarray
+    experts: np.ndarray
+    first_row: np.ndarray
+
+
+class ExpertBuffers(NamedTuple):
+    """Flat scratch memory for a batch; int8: q, scales and sums as ``Int8Activations`` has them."""
+
+    normed: np.ndarray
+    normed_int8: Int8Buffers
+    input: np.ndarray  # the rows, grouped by expert
+    input_int8: Int8Buffers
+    hidden: np.ndarray
+    hidden_int8: Int8Buffers
+    up: np.ndarray
+    output: np.ndarray
     update: np.ndarray
 
 

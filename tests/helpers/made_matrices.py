@@ -1,8 +1,12 @@
 """Random matrices of any type as kernels take them, and what they are in float64."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
+from helpers.activations import ACTIVATIONS
 from q4run.bench.models.random_blocks import random_blocks
+from q4run.kernels.elementwise import SILU
 from q4run.kernels.formats import find_format_named
 from q4run.kernels.products.activations import GROUP, Int8Activations, quantize_activations
 from q4run.kernels.products.products import INPUT, matrix_record
@@ -45,13 +49,19 @@ def check_feed_forward(
     x: np.ndarray,
     hidden: np.ndarray,
     out: np.ndarray,
+    biases: Sequence[np.ndarray | float] = (0.0, 0.0, 0.0),
+    activation: Callable[[np.ndarray, np.ndarray], np.ndarray] = ACTIVATIONS[SILU],
+    norm: Callable[[np.ndarray], np.ndarray] = lambda hidden: hidden,
 ) -> None:
-    """hidden = silu(gate(x)) * up(x) and out = down(hidden), each rounded as the types ask."""
+    """hidden = norm(silu(gate(x)) * up(x)) and out = down(hidden), each rounded as the types ask.
+
+    Or another activation of gate and up; biases: what is added to gate, up and out.
+    """
     gate, up, down = matrices
-    gated = gate.product(x)
-    expected = gated / (1 + np.exp(-gated)) * up.product(x)
+    for_gate, for_up, for_out = biases
+    expected = norm(activation(gate.product(x) + for_gate, up.product(x) + for_up))
     np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=2e-6)
-    np.testing.assert_allclose(out, down.product(hidden), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(out, down.product(hidden) + for_out, rtol=1e-5, atol=2e-6)
 
 
 def flat_int8(n_values: int) -> Int8Activations:

@@ -6,12 +6,12 @@ import sys
 import numba
 import numpy as np
 import pytest
+from helpers.activations import ACTIVATIONS
 
 from q4run.kernels.attention.kinds import kind_names
-from q4run.kernels.elementwise import add_into, silu_mul
+from q4run.kernels.elementwise import activate, add_into
 from q4run.kernels.norm import rms_norm, rms_norm_heads
 from q4run.kernels.rope import rotate_adjacent
-from q4run.kernels.routing import top_k
 
 WIDTHS = [1, 7, 8, 9, 64, 333]  # around the eight lanes of a vector
 
@@ -80,41 +80,47 @@ def test_position_zero_is_not_rotated():
 # Activations.
 
 
+EACH = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+
 @numba.njit
-def silu_mul_range(gate, up, begin, end):
-    silu_mul(gate, up, begin, end)
+def activate_range(activation, gate, up, begin, end):
+    activate(activation, gate, up, begin, end)
 
 
 @pytest.mark.parametrize("n", [0, *WIDTHS])
 @pytest.mark.parametrize("begin", [0, 1, 24])
-def test_silu_mul(n, begin):
-    gate, up = normal(begin + n + 9) * np.float32(8), normal(begin + n + 9, seed=1)
+@EACH
+def test_activations(activation, n, begin):
+    gate, up = normal(begin + n + 9) * np.float32(8), normal(begin + n + 9, seed=1) * np.float32(6)
     given, up_before = gate.copy(), up.copy()
-    silu_mul_range(given, up, begin, begin + n)
+    activate_range(activation, given, up, begin, begin + n)
     inside = slice(begin, begin + n)
-    expected = wide(gate)
-    expected[inside] = (wide(gate) / (1 + np.exp(-wide(gate))) * up)[inside]
-    np.testing.assert_allclose(given[inside], expected[inside], rtol=2e-6)
+    expected = ACTIVATIONS[activation](wide(gate), wide(up))[inside]
+    np.testing.assert_allclose(given[inside], expected, rtol=4e-6, atol=1e-9)
     np.testing.assert_array_equal(given[:begin], gate[:begin])
     np.testing.assert_array_equal(given[begin + n :], gate[begin + n :])
     np.testing.assert_array_equal(up, up_before)
 
 
-def test_silu_mul_of_large_gates():
+@EACH
+def test_activations_of_large_gates(activation):
     """In the eight lanes and in the tail: no overflow either way."""
     gate = np.tile(np.array([-1000, -100, -88, -87, 87, 88, 100, 1000], np.float32), 2)[:15].copy()
-    expected = np.where(gate > 0, gate, 0)
-    silu_mul_range(gate, np.ones_like(gate), 0, 15)
+    with np.errstate(over="ignore"):
+        expected = ACTIVATIONS[activation](wide(gate), np.ones(15))
+    activate_range(activation, gate, np.ones_like(gate), 0, 15)
     np.testing.assert_allclose(gate, expected, rtol=1e-6, atol=1e-34)
 
 
-def test_silu_mul_in_parts_is_the_same_bits():
+@EACH
+def test_activations_in_parts_are_the_same_bits(activation):
     """Parts of whole vectors, as threads take them."""
     gate, up = normal(77) * np.float32(4), normal(77, seed=1)
     whole, parts = gate.copy(), gate.copy()
-    silu_mul_range(whole, up, 0, 77)
+    activate_range(activation, whole, up, 0, 77)
     for begin, end in ((32, 64), (64, 77), (0, 32)):
-        silu_mul_range(parts, up, begin, end)
+        activate_range(activation, parts, up, begin, end)
     np.testing.assert_array_equal(parts, whole)
 
 
@@ -128,43 +134,6 @@ def test_add_into(n, n_tokens):
     expected = x + y
     add_into(x, y)
     np.testing.assert_array_equal(x, expected)
-
-
-# Routing.
-
-
-def largest(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.full((len(logits), k), -1, np.int64)
-    values = np.full((len(logits), k), np.nan, np.float32)
-    top_k(logits, ids, values)
-    return ids, values
-
-
-@pytest.mark.parametrize(("n_expert", "k"), [(1, 1), (4, 1), (4, 2), (4, 4), (128, 8)])
-def test_top_k(n_expert, k):
-    logits = normal(50, n_expert)
-    ids, values = largest(logits, k)
-    expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(ids, expected)
-    np.testing.assert_array_equal(values, np.take_along_axis(logits, expected, axis=1))
-
-
-def test_ties_go_to_the_lower_expert():
-    rng = np.random.default_rng(5)
-    logits = rng.integers(0, 3, (200, 9)).astype(np.float32)
-    ids, _ = largest(logits, 4)
-    np.testing.assert_array_equal(ids, np.argsort(-logits, axis=1, kind="stable")[:, :4])
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_no_numbers_still_name_experts(value):
-    """A damaged router must not send a token to an expert that does not exist."""
-    logits = normal(40, 6)
-    logits[np.random.default_rng(6).random((40, 6)) < 0.4] = value
-    logits[0] = value
-    ids, _ = largest(logits, 3)
-    assert ((ids >= 0) & (ids < 6)).all()
-    assert all(len(set(row)) == 3 for row in ids.tolist())
 
 
 # Warming up.

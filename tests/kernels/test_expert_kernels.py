@@ -6,13 +6,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from helpers.activations import ACTIVATIONS
 from helpers.made_matrices import Int8, MadeMatrix, check_feed_forward, flat_int8, input_record
 
-from q4run.kernels.experts import ExpertBuffers, Routing, combine, moe_layer, route, run_experts
+from q4run.kernels.elementwise import CLAMPED_SWIGLU, GELU, SILU
+from q4run.kernels.experts import MIXTURE, combine, moe_layer, route, run_experts
 from q4run.kernels.feed_forward import FEED_FORWARD
 from q4run.kernels.products.activations import GROUP, Int8Activations, quantize_activations
-from q4run.kernels.products.products import PRODUCT
+from q4run.kernels.routing import SIGMOID, SOFTMAX
 from q4run.kernels.threads.pool import ALONE, Pool
+from q4run.layers.workspace import ExpertBuffers, Routing
 
 N_EXPERT = 5
 EPS = np.float32(1e-5)
@@ -42,11 +45,36 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
 
 
-class Mixture:
-    """The matrices of one layer."""
+@dataclass(frozen=True)
+class Form:
+    """What few mixtures have; ``softmax`` or sigmoids that multiply the input."""
 
-    def __init__(self, shape: Shape, k: int, softmax: bool, has_shared: bool) -> None:
-        self.shape, self.k, self.softmax, self.has_shared = shape, k, softmax, has_shared
+    softmax: bool
+    activation: int = SILU
+    biases: bool = False
+    shared_gate: bool = False
+    residual_scale: float = 0.0
+
+
+FORMS = {
+    "sigmoid": Form(softmax=False),
+    "softmax": Form(softmax=True),
+    "gpt-oss": Form(softmax=True, activation=CLAMPED_SWIGLU, biases=True),
+    "gated": Form(softmax=True, shared_gate=True, residual_scale=0.3),
+    "gelu": Form(softmax=False, activation=GELU, biases=True, residual_scale=3.0),
+}
+
+
+class Mixture:
+    """The weights of one layer."""
+
+    def __init__(self, shape: Shape, k: int, form: str, has_shared: bool) -> None:
+        self.shape, self.k, self.form, self.has_shared = shape, k, FORMS[form], has_shared
+        self.biases = [
+            normal(N_EXPERT, n, seed=10 + i)
+            for i, n in enumerate((shape.n_ff, shape.n_ff, shape.n_embd))
+        ]
+        self.shared_gate = normal(shape.n_embd, seed=9)
         self.norm = normal(shape.n_embd, seed=1)
         self.router = MadeMatrix("f32", N_EXPERT, shape.n_embd)
         n_embd, n_ff, n_ff_shared = shape.n_embd, shape.n_ff, shape.n_ff_shared
@@ -100,16 +128,36 @@ class Pass:
             experts=np.full(N_EXPERT, -1),
             first_row=np.full(N_EXPERT + 1, -1),
         )
-        self._template = np.zeros(1, FEED_FORWARD)
-        self._template[0] = self._job(mixture.experts[0], self.buffers.input, 0)
+        self._record = np.zeros(1, MIXTURE)
+        self._jobs = np.zeros(N_EXPERT + 1, FEED_FORWARD)
+        record, form = self._record[0], mixture.form
+        record["norm"], record["eps"] = mixture.norm.ctypes.data, EPS
+        record["residual_scale"] = form.residual_scale
+        record["update"] = self.buffers.update.ctypes.data
+        for name in ("chosen", "weights", "rows", "experts", "first_row"):
+            record[name] = getattr(self.routing, name).ctypes.data
+        expert = self._job(mixture.experts[0], self.buffers.input, 0)
         offset = 0
         for name, matrix in zip(("gate", "up", "down"), mixture.experts[0], strict=True):
-            self._template[name]["weights"] = offset
+            expert[name]["weights"] = offset
             offset += matrix.strips.size
-        self._template["out"] = self.buffers.output.ctypes.data
-        self._shared = np.zeros(int(mixture.has_shared), FEED_FORWARD)
+        expert["out"] = self.buffers.output.ctypes.data
+        if form.biases:
+            for name, bias in zip(("gate", "up", "down"), mixture.biases, strict=True):
+                expert[f"{name}_bias"] = bias.ctypes.data
+        record["expert"] = expert
         if mixture.has_shared:
-            self._shared[0] = self._job(mixture.shared, self.buffers.normed, self.begin)
+            record["shared"] = self._job(mixture.shared, self.buffers.normed, self.begin)
+            if form.shared_gate:
+                record["shared_gate"] = mixture.shared_gate.ctypes.data
+        router = record["router"]
+        router["n_used"] = mixture.k
+        router["scores"] = SOFTMAX if form.softmax else SIGMOID
+        router["renormalise"], router["on_input"] = form.softmax, not form.softmax
+        router["product"]["matrix"] = mixture.router.record
+        int8 = self.buffers.normed_int8 if normed_int8 else None
+        router["product"]["input"] = input_record(self.buffers.normed, int8)
+        router["product"]["out"] = self.routing.logits.ctypes.data
 
     def _job(self, matrices, source: np.ndarray, begin: int) -> np.void:
         gate, up, down = matrices
@@ -123,46 +171,27 @@ class Pass:
         )
         job["up_out"] = buffers.up[begin:].ctypes.data
         job["out"] = buffers.update.ctypes.data
+        job["activation"] = self.mixture.form.activation
         return job
 
-    def _router(self) -> np.ndarray:
-        router = np.zeros(1, PRODUCT)
-        router["matrix"] = self.mixture.router.record
-        router["input"] = input_record(self.buffers.normed, None)
-        router["out"] = self.routing.logits.ctypes.data
-        return router
-
     def route(self, pool: Pool) -> int:
-        mixture = self.mixture
-        return route(
-            pool, self.x, mixture.norm, EPS, self._router(), N_EXPERT, mixture.k, mixture.softmax,
-            self.routing, self.buffers,
-        )  # fmt: skip
+        return route(pool, self.x, self._record)
 
     def run_whole_layer(self, pool: Pool, addresses: np.ndarray) -> tuple[int, bool]:
-        mixture, jobs = self.mixture, np.zeros(N_EXPERT + 1, FEED_FORWARD)
-        return moe_layer(
-            pool, self.x, mixture.norm, EPS, self._router(), N_EXPERT, mixture.k, mixture.softmax,
-            self._template, self._shared, addresses, jobs, self.routing, self.buffers,
-        )  # fmt: skip
+        return moe_layer(pool, self.x, self._record, addresses, self._jobs)
 
     def run(self, pool: Pool, lists: Sequence[Sequence[int]]) -> None:
         """lists: which experts are computed together, by their places among those chosen; the
         shared expert joins the first."""
-        shared = self._shared
-        jobs = np.zeros(N_EXPERT + 1, FEED_FORWARD)
-        for places in lists:
-            run_experts(
-                pool, self.n_tokens, self._template, shared, np.array(places, np.int64),
-                self.mixture.addresses, self.routing, jobs,
-            )  # fmt: skip
-            shared = self._shared[:0]
+        with_shared, addresses = self.mixture.has_shared, self.mixture.addresses
+        for some in lists:
+            places = np.array(some, np.int64)
+            arguments = (with_shared, places, addresses, self._jobs)
+            run_experts(pool, self.n_tokens, self._record, *arguments)
+            with_shared = False
 
     def combine(self, pool: Pool) -> None:
-        mixture = self.mixture
-        combine(
-            pool, self.x, mixture.k, mixture.softmax, mixture.has_shared, self.routing, self.buffers
-        )
+        combine(pool, self.x, self._record)
 
 
 def room(n_rows: int, n_cols: int) -> np.ndarray:
@@ -201,16 +230,16 @@ def run_through(mixture: Mixture, x: np.ndarray, pool: Pool, lists=None) -> np.n
     return batch.x
 
 
-SOFTMAX = pytest.mark.parametrize("softmax", [False, True], ids=["sigmoid", "softmax"])
+EACH_FORM = pytest.mark.parametrize("form", FORMS)
 
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 7, 33])
 @pytest.mark.parametrize("has_shared", [False, True], ids=["alone", "shared"])
-@SOFTMAX
+@EACH_FORM
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_stage(shape, k, softmax, has_shared, n_tokens, pool):
-    mixture = Mixture(SHAPES[shape], k, softmax, has_shared)
+def test_every_stage(shape, k, form, has_shared, n_tokens, pool):
+    mixture = Mixture(SHAPES[shape], k, form, has_shared)
     n_embd, n_ff = mixture.shape.n_embd, mixture.shape.n_ff
     x = normal(n_tokens, n_embd, seed=2) * np.float32(3)
     batch = Pass(mixture, x.copy())
@@ -231,6 +260,7 @@ def test_every_stage(shape, k, softmax, has_shared, n_tokens, pool):
     weights = check_rows(routing.weights, n_tokens, k)
     best = np.take_along_axis(logits, chosen, axis=1).astype(np.float64)
     expected = np.exp(best) / np.exp(best).sum(axis=1, keepdims=True)
+    softmax = mixture.form.softmax
     expected = expected if softmax else 1 / (1 + np.exp(-best))
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
@@ -248,12 +278,16 @@ def test_every_stage(shape, k, softmax, has_shared, n_tokens, pool):
 
     batch.run(pool, [range(n_experts)])
     np.testing.assert_array_equal(batch.x, x)
+    activation = ACTIVATIONS[mixture.form.activation]
     outputs = check_rows(buffers.output, n_rows, n_embd)
     hidden = buffers.hidden[: n_rows * n_ff].reshape(n_rows, n_ff)
     for place, (first, end) in enumerate(pairwise(routing.first_row[: n_experts + 1])):
         some = slice(first, end)
-        matrices = mixture.experts[routing.experts[place]]
-        check_feed_forward(matrices, inputs[some], hidden[some], outputs[some])
+        expert = routing.experts[place]
+        biases = [bias[expert] if mixture.form.biases else 0.0 for bias in mixture.biases]
+        check_feed_forward(
+            mixture.experts[expert], inputs[some], hidden[some], outputs[some], biases, activation
+        )
     assert np.isnan(buffers.hidden[n_rows * n_ff : batch.begin]).all()
     n_shared = n_tokens * mixture.shape.n_ff_shared if has_shared else 0
     assert np.isnan(buffers.hidden[batch.begin + n_shared :]).all()
@@ -263,21 +297,27 @@ def test_every_stage(shape, k, softmax, has_shared, n_tokens, pool):
         shared_hidden = buffers.hidden[batch.begin : batch.begin + n_shared]
         shared_hidden = shared_hidden.reshape(n_tokens, -1 if n_tokens else 1)
         if n_tokens:
-            check_feed_forward(mixture.shared, normed, shared_hidden, updates)
+            check_feed_forward(
+                mixture.shared, normed, shared_hidden, updates, activation=activation
+            )
+        if mixture.form.shared_gate:
+            gates = normed.astype(np.float64) @ mixture.shared_gate
+            updates /= 1 + np.exp(-gates)[:, None]
 
     batch.combine(pool)
     weighted = outputs[rows].astype(np.float64) * (weights.reshape(-1, 1) if softmax else 1)
-    expected = x + updates + weighted.reshape(n_tokens, k, n_embd).sum(axis=1)
+    updates = updates + weighted.reshape(n_tokens, k, n_embd).sum(axis=1)
+    expected = x + updates * (mixture.form.residual_scale or 1)
     np.testing.assert_allclose(batch.x, expected, rtol=1e-6, atol=2e-6)
     check_rows(buffers.update, n_tokens, n_embd)
 
 
 @pytest.mark.parametrize("has_shared", [False, True], ids=["alone", "shared"])
-@SOFTMAX
+@EACH_FORM
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_order_and_grouping_gives_the_same_bits(shape, softmax, has_shared, pool):
+def test_any_order_and_grouping_gives_the_same_bits(shape, form, has_shared, pool):
     """As experts come from the disk: one by one, in any order, or none while others are read."""
-    mixture = Mixture(SHAPES[shape], 2, softmax, has_shared)
+    mixture = Mixture(SHAPES[shape], 2, form, has_shared)
     x = normal(33, mixture.shape.n_embd, seed=3)
     at_once = run_through(mixture, x, pool)
     assert not np.array_equal(at_once, x)
@@ -290,20 +330,20 @@ def test_any_order_and_grouping_gives_the_same_bits(shape, softmax, has_shared, 
 
 
 @pytest.mark.parametrize("k", [1, 2])
-@SOFTMAX
+@EACH_FORM
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_token_alone_has_the_bits_it_has_in_a_batch(shape, softmax, k, pool):
-    mixture = Mixture(SHAPES[shape], k, softmax, True)
+def test_a_token_alone_has_the_bits_it_has_in_a_batch(shape, form, k, pool):
+    mixture = Mixture(SHAPES[shape], k, form, True)
     x = normal(33, mixture.shape.n_embd, seed=4)
     together = run_through(mixture, x, pool)
     for i in range(33):
         np.testing.assert_array_equal(run_through(mixture, x[i : i + 1], pool)[0], together[i])
 
 
-@SOFTMAX
+@EACH_FORM
 @pytest.mark.parametrize("shape", SHAPES)
-def test_any_number_of_threads_gives_the_same_bits(shape, softmax, three_threads):
-    mixture = Mixture(SHAPES[shape], 2, softmax, True)
+def test_any_number_of_threads_gives_the_same_bits(shape, form, three_threads):
+    mixture = Mixture(SHAPES[shape], 2, form, True)
     for n_tokens in (1, 33):
         x = normal(n_tokens, mixture.shape.n_embd, seed=5)
         alone = run_through(mixture, x, ALONE)
@@ -312,13 +352,13 @@ def test_any_number_of_threads_gives_the_same_bits(shape, softmax, three_threads
 
 
 @pytest.mark.parametrize("has_shared", [False, True], ids=["alone", "shared"])
-@SOFTMAX
+@EACH_FORM
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n_tokens", [0, 1, 33])
 def test_a_whole_layer_at_once_where_all_chosen_experts_are_in_ram(
-    n_tokens, shape, softmax, has_shared, pool
+    n_tokens, shape, form, has_shared, pool
 ):
-    mixture = Mixture(SHAPES[shape], 2, softmax, has_shared)
+    mixture = Mixture(SHAPES[shape], 2, form, has_shared)
     x = normal(n_tokens, mixture.shape.n_embd, seed=8)
     batch = Pass(mixture, x.copy())
     n_experts = batch.route(ALONE)
@@ -336,9 +376,9 @@ def test_a_whole_layer_at_once_where_all_chosen_experts_are_in_ram(
         np.testing.assert_array_equal(batch.routing.experts[:n_experts], chosen)
 
 
-@SOFTMAX
-def test_large_logits_give_weights_of_zero_and_one(softmax, pool):
-    mixture = Mixture(SHAPES["floats of odd sizes"], 2, softmax, False)
+@EACH_FORM
+def test_large_logits_give_weights_of_zero_and_one(form, pool):
+    mixture = Mixture(SHAPES["floats of odd sizes"], 2, form, False)
     mixture.router.strips.view(np.float32)[:] *= 3000
     batch = Pass(mixture, normal(33, 45, seed=6))
     with np.errstate(all="ignore"):
@@ -347,12 +387,12 @@ def test_large_logits_give_weights_of_zero_and_one(softmax, pool):
     assert np.isfinite(weights).all()
     assert (weights[:, 0] == 1).any()
     assert (weights < 1e-30).any()
-    if softmax:
+    if mixture.form.softmax:
         np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
 
 
 def test_a_router_that_is_no_number_names_experts_that_exist(pool):
-    mixture = Mixture(SHAPES["floats of odd sizes"], 2, True, False)
+    mixture = Mixture(SHAPES["floats of odd sizes"], 2, "softmax", False)
     mixture.router.strips.view(np.float32)[:] = np.nan
     batch = Pass(mixture, normal(7, 45, seed=7))
     n_experts = batch.route(pool)

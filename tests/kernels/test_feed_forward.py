@@ -1,12 +1,17 @@
 """Gated feed-forwards, several at once, against float64 stage by stage and bit against bit."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from helpers.activations import ACTIVATIONS
 from helpers.made_matrices import MadeMatrix, check_feed_forward, flat_int8, input_record
 
+from q4run.kernels.elementwise import SILU
 from q4run.kernels.feed_forward import FEED_FORWARD, run_feed_forwards
 from q4run.kernels.products.activations import quantize_activations
 
+EPS = np.float32(1e-3)
 # Types of gate, up and down; n_embd, n_ff.
 SHAPES = {
     "f32": (("f32", "f32", "f32"), 45, 37),
@@ -48,6 +53,29 @@ class FeedForward:
         self.job["hidden"] = input_record(self._hidden, hidden_int8, n_tokens)
         self.job["up_out"] = self._up.ctypes.data
         self.job["out"] = self._out.ctypes.data
+        self._more: dict[str, Any] = {}
+
+    def add_biases(self) -> None:
+        """To gate, up and down."""
+        n_embd, n_ff = self.x.shape[1], self.matrices[0].record["n_rows"]
+        self._biases = [normal(1, n)[0] for n in (n_ff, n_ff, n_embd)]
+        names = ("gate_bias", "up_bias", "down_bias")
+        for name, bias in zip(names, self._biases, strict=True):
+            self.job[name] = bias.ctypes.data
+        self._more["biases"] = self._biases
+
+    def set_activation(self, code: int) -> None:
+        self.job["activation"] = code
+        self._more["activation"] = ACTIVATIONS[code]
+
+    def add_norm(self) -> None:
+        """Of what comes before down."""
+        self._norm = normal(2, self.matrices[0].record["n_rows"])[0]
+        self.job["sub_norm"], self.job["eps"] = self._norm.ctypes.data, EPS
+        self._more["norm"] = self._normed
+
+    def _normed(self, hidden: np.ndarray) -> np.ndarray:
+        return hidden / np.sqrt((hidden**2).mean(axis=1, keepdims=True) + EPS) * self._norm
 
     @property
     def out(self) -> np.ndarray:
@@ -57,7 +85,7 @@ class FeedForward:
         n_tokens, n_embd = self.x.shape
         n_ff = self._hidden.size // (n_tokens + 1)
         hidden = self._hidden[: n_tokens * n_ff].reshape(n_tokens, n_ff)
-        check_feed_forward(self.matrices, self.x, hidden, self.out)
+        check_feed_forward(self.matrices, self.x, hidden, self.out, **self._more)
         for array, n_cols in ((self._hidden, n_ff), (self._up, n_ff), (self._out, n_embd)):
             assert np.isnan(array[n_tokens * n_cols :]).all()
         if self._hidden_int8:
@@ -81,6 +109,30 @@ def test_one_feed_forward(pool, shape, n_tokens):
     feed_forward.check()
     for i in range(n_tokens):
         alone = FeedForward(shape, feed_forward.x[i : i + 1])
+        run_feed_forwards(pool, alone.job)
+        np.testing.assert_array_equal(alone.out[0], feed_forward.out[i])
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 9])
+@pytest.mark.parametrize("shape", ["f32", "q4_0", "float down"])
+@pytest.mark.parametrize("form", ["biases", *ACTIVATIONS, "norm", "all"])
+def test_other_forms(pool, form, shape, n_tokens):
+    """Biases, other activations, and a norm before down."""
+
+    def made(x: np.ndarray) -> FeedForward:
+        feed_forward = FeedForward(shape, x)
+        if form in ("biases", "all"):
+            feed_forward.add_biases()
+        if form in ("norm", "all"):
+            feed_forward.add_norm()
+        feed_forward.set_activation(form if form in ACTIVATIONS else SILU)
+        return feed_forward
+
+    feed_forward = made(normal(n_tokens, SHAPES[shape][1]))
+    run_feed_forwards(pool, feed_forward.job)
+    feed_forward.check()
+    for i in range(n_tokens):
+        alone = made(feed_forward.x[i : i + 1])
         run_feed_forwards(pool, alone.job)
         np.testing.assert_array_equal(alone.out[0], feed_forward.out[i])
 
