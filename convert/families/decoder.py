@@ -1,27 +1,20 @@
 """What the decoders of all families share: sizes, attention, norms, embeddings."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
 
 import gguf
 from gguf import MODEL_TENSOR
 
 from q4run.convert.config import Config
-from q4run.convert.families.names import SourceNames
+from q4run.convert.families.experts import USUAL_EXPERTS, ExpertSource, claim_experts, with_experts
+from q4run.convert.families.names import SourceNames, output_tensor, stored
 from q4run.convert.families.rope import StoredRope, read_rope
 from q4run.convert.source.checkpoint import Checkpoint
-from q4run.convert.tensors import OutputTensor, ReadRows, rope_pairs_of, rows_of, values_of
+from q4run.convert.tensors import OutputTensor, rope_pairs_of, values_of
 from q4run.errors import FormatError, UnsupportedError
-from q4run.models.parts import Attention, Embedding, Head, Role, Tensor
-
-# Where MLX keeps the experts of a layer (its SwitchGLU), and what it calls their stacks.
-_MLX_MODULES = ("mlp.switch_mlp", "block_sparse_moe.switch_mlp", "feed_forward.experts")
-_MLX_PROJECTIONS = {
-    MODEL_TENSOR.FFN_GATE_EXP: "gate_proj",
-    MODEL_TENSOR.FFN_UP_EXP: "up_proj",
-    MODEL_TENSOR.FFN_DOWN_EXP: "down_proj",
-}
+from q4run.models.parts import Attention, Embedding, Experts, FeedForward, Head
 
 
 @dataclass
@@ -39,13 +32,6 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-class Stacks(NamedTuple):
-    """How the stacks of routed experts are read; ``whole`` is as `OutputTensor` has it."""
-
-    reads: Mapping[MODEL_TENSOR, ReadRows]
-    whole: bool = False
-
-
 @dataclass(frozen=True)
 class Sizes:
     """The hyperparameters every decoder of the Llama kind has."""
@@ -59,11 +45,17 @@ class Sizes:
 
 
 def read_sizes(
-    checkpoint: Checkpoint, config: Config, default_theta: float, *, partial_rotary: bool = False
+    checkpoint: Checkpoint,
+    config: Config,
+    default_theta: float,
+    *,
+    partial_rotary: bool = False,
+    known: Collection[str] = (),
 ) -> Sizes:
     """The common hyperparameters, checked against each other.
 
-    partial_rotary: whether the family can rotate a part of each head.
+    partial_rotary: whether the family can rotate a part of each head; known: keys
+    (``attention_bias``, ``mlp_bias``, ``hidden_act``) that the family obeys itself.
     Raises ``FormatError`` for values that contradict each other, ``UnsupportedError`` for features
     the runtime does not have.
     """
@@ -79,7 +71,7 @@ def read_sizes(
     head_dim = config.integer("head_dim", n_embd // n_head)
     if head_dim % 2:
         raise FormatError(f"{config.where}: a head of {head_dim} values cannot be rotated in pairs")
-    _refuse_unknown_features(config)
+    _refuse_unknown_features(config, known)
     rope = read_rope(config, head_dim, default_theta)
     if rope.rope.dim != head_dim and not partial_rotary:
         raise UnsupportedError(f"{config.where}: partial_rotary_factor is not supported")
@@ -93,12 +85,12 @@ def read_sizes(
     )
 
 
-def _refuse_unknown_features(config: Config) -> None:
+def _refuse_unknown_features(config: Config, known: Collection[str]) -> None:
     for key in ("attention_bias", "mlp_bias"):
-        if config.flag(key, False):
+        if key not in known and config.flag(key, False):
             raise UnsupportedError(f"{config.where}: {key} is not supported")
     activation = config.text("hidden_act", "silu")
-    if activation != "silu":
+    if "hidden_act" not in known and activation != "silu":
         raise UnsupportedError(
             f"{config.where}: hidden_act '{activation}' is not supported (known: silu)"
         )
@@ -156,49 +148,27 @@ def attention_tensors(
             yield stored(checkpoint, tensor, names)
 
 
-def stored(checkpoint: Checkpoint, tensor: Tensor, names: SourceNames) -> OutputTensor:
-    """Claims what the checkpoint stores for a declared tensor, row by row."""
-    return output_tensor(tensor, rows_of(checkpoint.claim(names.of(tensor), tensor.shape)))
-
-
-def output_tensor(tensor: Tensor, read: ReadRows, *, whole: bool = False) -> OutputTensor:
-    """Makes a declared tensor one to be written, with what reads its rows."""
-    return OutputTensor(tensor.name, tensor.shape, tensor.role, read, whole=whole)
-
-
-def with_experts(
+def decoder_tensors(
     checkpoint: Checkpoint,
-    tensors: Iterable[Tensor],
+    sizes: Sizes,
     names: SourceNames,
-    claim_experts: Callable[[], Stacks],
+    feed_forward: Callable[[int], FeedForward],
+    *,
+    pair_rows: bool = False,
+    experts: ExpertSource = USUAL_EXPERTS,
 ) -> Iterator[OutputTensor]:
-    """Yields a part's tensors: stacks of experts as ``claim_experts`` reads them, the others as
-    stored. It is called once, where the first stack comes; not where MLX has stacked the experts,
-    which it does in one way for all families."""
-    declared = list(tensors)
-    stacks: Stacks | None = None
-    for tensor in declared:
-        if tensor.role is Role.EXPERT:
-            stacks = stacks or _mlx_stacks(checkpoint, declared) or claim_experts()
-            yield output_tensor(tensor, stacks.reads[tensor.kind], whole=stacks.whole)
+    """Yields all tensors of a decoder whose layers are attention and a feed-forward.
+
+    feed_forward: tells what layer i has; pair_rows: as in `attention_tensors`; experts: where the
+    checkpoint keeps them.
+    """
+    yield from start_tensors(checkpoint, sizes, names)
+    for layer in range(sizes.n_layer):
+        yield from attention_tensors(checkpoint, sizes, layer, names, pair_rows=pair_rows)
+        part = feed_forward(layer)
+        declared = part.tensors(sizes.n_embd, layer)
+        if isinstance(part, Experts):
+            claim = partial(claim_experts, checkpoint, part, sizes.n_embd, layer, experts)
+            yield from with_experts(checkpoint, declared, names, claim)
         else:
-            yield stored(checkpoint, tensor, names)
-
-
-def _mlx_stacks(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Stacks | None:
-    """Claims a stack for each projection, rows first; None where the checkpoint has none."""
-    stacks = [tensor for tensor in tensors if tensor.role is Role.EXPERT]
-    for module in _MLX_MODULES:
-        base = f"model.layers.{stacks[0].layer}.{module}"
-        names = {kind: f"{base}.{name}.weight" for kind, name in _MLX_PROJECTIONS.items()}
-        if checkpoint.has(names[stacks[0].kind]):
-            return Stacks(
-                {
-                    stack.kind: rows_of(
-                        checkpoint.claim(names[stack.kind], stack.shape),
-                        rows_per_matrix=stack.shape[1],
-                    )
-                    for stack in stacks
-                }
-            )
-    return None
+            yield from (stored(checkpoint, tensor, names) for tensor in declared)

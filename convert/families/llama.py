@@ -6,11 +6,9 @@ from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
     Plan,
     Sizes,
-    attention_tensors,
+    decoder_tensors,
     read_sizes,
     start_metadata,
-    start_tensors,
-    stored,
 )
 from q4run.convert.families.names import SourceNames
 from q4run.convert.source.checkpoint import Checkpoint
@@ -46,9 +44,6 @@ def refuse_sliding_window(config: Config) -> None:
 def dense_tensors(
     checkpoint: Checkpoint, sizes: Sizes, n_ff: int, names: SourceNames
 ) -> Iterator[OutputTensor]:
-    """Yields the tensors of a Llama: also of families that compute other things with the same."""
-    yield from start_tensors(checkpoint, sizes, names)
-    for layer in range(sizes.n_layer):
-        yield from attention_tensors(checkpoint, sizes, layer, names, pair_rows=True)
-        for tensor in DenseFeedForward(n_ff).tensors(sizes.n_embd, layer):
-            yield stored(checkpoint, tensor, names)
+    """Returns the tensors of a Llama: also of families that compute other things with the same."""
+    feed_forward = DenseFeedForward(n_ff)
+    return decoder_tensors(checkpoint, sizes, names, lambda _: feed_forward, pair_rows=True)

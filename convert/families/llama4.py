@@ -3,22 +3,26 @@
 from functools import partial
 
 import gguf
-from gguf import MODEL_TENSOR
 
 from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
     Plan,
-    Stacks,
     attention_tensors,
     read_sizes,
     start_metadata,
     start_tensors,
-    stored,
+)
+from q4run.convert.families.experts import (
+    STACKS,
+    Stacks,
+    read_expert_counts,
+    row_stacks,
+    separate_experts,
     with_experts,
 )
-from q4run.convert.families.names import SourceNames
+from q4run.convert.families.names import SourceNames, stored
 from q4run.convert.source.checkpoint import Checkpoint
-from q4run.convert.tensors import ReadRows, columns_of, rows_of, stack_of
+from q4run.convert.tensors import columns_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.models.llama4 import (
     CHUNK_SIZE,
@@ -32,7 +36,6 @@ from q4run.models.parts import DenseFeedForward, Experts, SharedExpert
 
 VISION = r"^(model\.)?(vision_model|multi_modal_projector)\."
 ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
-_STACKS = (MODEL_TENSOR.FFN_GATE_EXP, MODEL_TENSOR.FFN_UP_EXP, MODEL_TENSOR.FFN_DOWN_EXP)
 IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
 
 
@@ -44,10 +47,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     text_config = checkpoint.config.section("text_config")
     config = text_config or checkpoint.config
     sizes = read_sizes(checkpoint, config, default_theta=500000.0)
-    n_expert = config.integer("num_local_experts", 16)
-    n_used = config.integer("num_experts_per_tok", 1)
-    if n_used > n_expert:
-        raise config.bad("num_experts_per_tok", f"at most num_local_experts ({n_expert})")
+    n_expert, n_used = read_expert_counts(config, "num_local_experts", (16, 1))
     n_ff_expert = config.integer("intermediate_size")
     n_ff_dense = config.integer("intermediate_size_mlp")
     moe_step = _moe_layer_step(config, sizes.n_layer)
@@ -174,36 +174,13 @@ def _experts(checkpoint: Checkpoint, part: Experts, n_embd: int, base: str) -> S
     per expert and projection; one in mxfp4 has stacks stored output-major, as all matrices are in
     blocks.
     """
-    n_expert, n_ff = part.n_expert, part.n_ff
     if checkpoint.has(f"{base}.0.gate_proj.weight"):
-        checkpoint.check_count("num_local_experts", n_expert)
-        reads = (
-            _separate(checkpoint, base, "gate_proj", n_expert, (n_ff, n_embd)),
-            _separate(checkpoint, base, "up_proj", n_expert, (n_ff, n_embd)),
-            _separate(checkpoint, base, "down_proj", n_expert, (n_embd, n_ff)),
-        )
-        return Stacks(dict(zip(_STACKS, reads, strict=True)))
+        checkpoint.check_count("num_local_experts", part.n_expert)
+        return separate_experts(checkpoint, part, n_embd, base)
     if f"{base}.gate_up_proj_blocks" in checkpoint.tensors:
-        gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, 2 * n_ff, n_embd))
-        down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_embd, n_ff))
-        reads = (
-            rows_of(gate_up, rows_per_matrix=2 * n_ff),
-            rows_of(gate_up, first_row=n_ff, rows_per_matrix=2 * n_ff),
-            rows_of(down, rows_per_matrix=n_embd),
-        )
-        return Stacks(dict(zip(_STACKS, reads, strict=True)))
+        return row_stacks(checkpoint, part, n_embd, base)
+    n_expert, n_ff = part.n_expert, part.n_ff
     gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, n_embd, 2 * n_ff))
     down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_ff, n_embd))
     reads = (columns_of(gate_up), columns_of(gate_up, first_column=n_ff), columns_of(down))
-    return Stacks(dict(zip(_STACKS, reads, strict=True)), whole=True)
-
-
-def _separate(
-    checkpoint: Checkpoint, base: str, projection: str, n_expert: int, shape: tuple[int, int]
-) -> ReadRows:
-    return stack_of(
-        [
-            checkpoint.claim(f"{base}.{expert}.{projection}.weight", shape)
-            for expert in range(n_expert)
-        ]
-    )
+    return Stacks(dict(zip(STACKS, reads, strict=True)), whole=True)

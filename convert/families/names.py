@@ -5,10 +5,13 @@ from collections import defaultdict
 import gguf
 
 from q4run.convert.source.checkpoint import Checkpoint
-from q4run.models.parts import Tensor
+from q4run.convert.tensors import OutputTensor, ReadRows, rows_of
+from q4run.models.parts import BIAS, WEIGHT, Tensor
 
 # The names of `transformers`, among those of other programs.
 _OURS = ("model.", "lm_head")
+# What follows such a name; parameters that are no module's have nothing or `_bias` behind theirs.
+_ENDS = {WEIGHT: (".weight", ""), BIAS: (".bias", "_bias")}
 
 
 class SourceNames:
@@ -20,15 +23,27 @@ class SourceNames:
         self._names: dict[str, list[str]] = defaultdict(list)
         for name, (_, gguf_name) in gguf.get_tensor_name_map(arch, n_layer).mapping.items():
             if name.startswith(_OURS):
-                self._names[f"{gguf_name}.weight"].append(f"{name}.weight")
+                self._names[gguf_name].append(name)
 
     def of(self, tensor: Tensor) -> str:
         """Returns the name that the checkpoint has; where it has none, the likeliest one."""
-        names = self._names[tensor.name]
+        modules = self._names[tensor.name.removesuffix(f".{tensor.suffix}")]
+        names = [f"{module}{end}" for end in _ENDS[tensor.suffix] for module in modules]
         stored = (name for name in names if self._checkpoint.has(name))
-        beside = (name for name in names if self._has_module_of(name))
+        beside = (f"{module}.{tensor.suffix}" for module in modules if self._is_beside(module))
         return next(stored, None) or next(beside, names[0])
 
-    def _has_module_of(self, name: str) -> bool:
-        module = name.removesuffix(".weight").rpartition(".")[0]
-        return any(stored.startswith(f"{module}.") for stored in self._checkpoint.tensors)
+    def _is_beside(self, module: str) -> bool:
+        """Tells whether the checkpoint has anything where this module would be."""
+        folder = module.rpartition(".")[0]
+        return any(stored.startswith(f"{folder}.") for stored in self._checkpoint.tensors)
+
+
+def stored(checkpoint: Checkpoint, tensor: Tensor, names: SourceNames) -> OutputTensor:
+    """Claims what the checkpoint stores for a declared tensor, row by row."""
+    return output_tensor(tensor, rows_of(checkpoint.claim(names.of(tensor), tensor.shape)))
+
+
+def output_tensor(tensor: Tensor, read: ReadRows, *, whole: bool = False) -> OutputTensor:
+    """Makes a declared tensor one to be written, with what reads its rows."""
+    return OutputTensor(tensor.name, tensor.shape, tensor.role, read, whole=whole)

@@ -46,7 +46,7 @@ FALLBACKS = {
     "tq1_0": ("q4_0", "f16"),
 }
 DEFAULT_FALLBACKS = ("f16",)
-ALWAYS_F32 = (Role.NORM, Role.ROPE_FACTORS, Role.ROUTER)
+ALWAYS_F32 = (Role.NORM, Role.ROPE_FACTORS, Role.ROUTER, Role.BIAS)
 # The least that the output matrix gets: its errors reach every token undamped.
 OUTPUT_TYPE = "q6_k"
 
