@@ -57,6 +57,10 @@ class Config:
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
 
+    def key_of(self, *keys: str) -> str:
+        """The first of several names of one key that is there; the first of all if none is."""
+        return next((key for key in keys if key in self), keys[0])
+
     def with_defaults(self, defaults: dict[str, Any]) -> "Config":
         """The same with ``defaults`` for keys that are absent or null.
 

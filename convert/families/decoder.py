@@ -1,8 +1,9 @@
 """What the decoders of all families share: sizes, attention, norms, embeddings."""
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import gguf
 from gguf import MODEL_TENSOR
@@ -15,6 +16,9 @@ from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, rope_pairs_of, values_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.models.parts import Attention, Embedding, Experts, FeedForward, Head
+
+# What old checkpoints hold of RoPE is computed anew.
+IGNORABLE = r"rotary_emb\.inv_freq$"
 
 
 @dataclass
@@ -42,6 +46,10 @@ class Sizes:
     attention: Attention
     tied: bool
     rope: StoredRope
+
+    def with_attention(self, **changes: Any) -> "Sizes":
+        """The same with other fields of `Attention`."""
+        return replace(self, attention=replace(self.attention, **changes))
 
 
 def read_sizes(
@@ -172,3 +180,29 @@ def decoder_tensors(
             yield from with_experts(checkpoint, declared, names, claim)
         else:
             yield from (stored(checkpoint, tensor, names) for tensor in declared)
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    metadata: gguf.GGUFWriter,
+    config: Config,
+    sizes: Sizes,
+    feed_forward: Callable[[int], FeedForward],
+    *,
+    pair_rows: bool = False,
+    experts: ExpertSource = USUAL_EXPERTS,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Plans a decoder whose metadata are complete; the parameters are those of `decoder_tensors`.
+
+    Raises as `Checkpoint.check_all_claimed` where tensors are missing or left over.
+    """
+    names = SourceNames(checkpoint, metadata.arch, sizes.n_layer)
+    tensors = list(
+        decoder_tensors(
+            checkpoint, sizes, names, feed_forward, pair_rows=pair_rows, experts=experts
+        )
+    )
+    checkpoint.check_all_claimed(IGNORABLE)
+    notes = [*sizes.rope.notes(metadata.arch), *notes]
+    return Plan(metadata, tensors, sizes.n_vocab, config, notes)

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import gguf
 from gguf import MODEL_TENSOR
 
 from q4run.convert.config import Config
 from q4run.convert.families.names import SourceNames, output_tensor, stored
+from q4run.convert.families.notes import ignored_by_llama_cpp
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, ReadRows, rows_of, stack_of
-from q4run.models.parts import Experts, Role, Tensor
+from q4run.models.parts import Experts, Role, Router, Scores, Tensor
 
 STACKS = (MODEL_TENSOR.FFN_GATE_EXP, MODEL_TENSOR.FFN_UP_EXP, MODEL_TENSOR.FFN_DOWN_EXP)
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -29,6 +31,10 @@ class ExpertSource(NamedTuple):
     count_key: str = "num_experts"
 
 
+_GATING = {
+    Scores.SOFTMAX: gguf.ExpertGatingFuncType.SOFTMAX,
+    Scores.SIGMOID: gguf.ExpertGatingFuncType.SIGMOID,
+}
 USUAL_EXPERTS = ExpertSource()
 
 
@@ -39,16 +45,64 @@ class Stacks(NamedTuple):
     whole: bool = False
 
 
-def read_expert_counts(config: Config, key: str, defaults: tuple[int, int]) -> tuple[int, int]:
+def read_expert_counts(
+    config: Config,
+    key: str,
+    defaults: tuple[int | None, int | None] = (None, None),
+    used_key: str = "num_experts_per_tok",
+) -> tuple[int, int]:
     """Reads how many experts there are and how many a token uses, checked; ``key``: of the first.
 
     ``defaults``: of the family's class in `transformers`.
     """
     n_expert = config.integer(key, defaults[0])
-    n_used = config.integer("num_experts_per_tok", defaults[1])
+    n_used = config.integer(used_key, defaults[1])
     if n_used > n_expert:
-        raise config.bad("num_experts_per_tok", f"at most {key} ({n_expert})")
+        raise config.bad(used_key, f"at most {key} ({n_expert})")
     return n_expert, n_used
+
+
+def read_v3_router(config: Config) -> Router:
+    """Reads the router of DeepSeek-V3 and its heirs, and checks its groups."""
+    n_group = config.integer("n_group", 1)
+    n_group_used = config.integer("topk_group", 1)
+    if n_group_used > n_group:
+        raise config.bad("topk_group", f"at most n_group ({n_group})")
+    return Router(
+        Scores.SIGMOID,
+        renormalise=config.flag("norm_topk_prob", True),
+        scale=config.number("routed_scaling_factor", 1.0),
+        selection_bias=True,
+        n_group=n_group,
+        n_group_used=n_group_used,
+    )
+
+
+def add_expert_keys(metadata: gguf.GGUFWriter, part: Experts) -> None:
+    """Writes the keys that tell of a part all that is not so in every family."""
+    metadata.add_expert_count(part.n_expert)
+    metadata.add_expert_used_count(part.n_expert_used)
+    metadata.add_expert_feed_forward_length(part.n_ff)
+    if part.shared:
+        metadata.add_expert_shared_feed_forward_length(part.shared.n_ff)
+        if part.shared.n_ff % part.n_ff == 0:
+            metadata.add_expert_shared_count(part.shared.n_ff // part.n_ff)
+    router = part.router
+    metadata.add_expert_gating_func(_GATING[router.scores])
+    metadata.add_expert_weights_norm(router.renormalise)
+    if router.scale != 1:
+        metadata.add_expert_weights_scale(router.scale)
+    if router.n_group > 1:
+        metadata.add_expert_group_count(router.n_group)
+        metadata.add_expert_group_used_count(router.n_group_used)
+
+
+def notes_on_norm(metadata: gguf.GGUFWriter, router: Router, in_llama_cpp: bool) -> list[str]:
+    """Returns a line where llama.cpp, whatever the file says, renormalises weights of this family
+    (``in_llama_cpp``) and the checkpoint does not, or the other way round."""
+    if router.renormalise == in_llama_cpp:
+        return []
+    return ignored_by_llama_cpp([f"{metadata.arch}.expert_weights_norm"])
 
 
 def with_experts(

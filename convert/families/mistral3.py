@@ -2,8 +2,9 @@
 
 from q4run.convert.config import Config
 from q4run.convert.families.decoder import Plan, read_sizes, start_metadata
-from q4run.convert.families.llama import dense_tensors, refuse_sliding_window
+from q4run.convert.families.llama import dense_tensors
 from q4run.convert.families.names import SourceNames
+from q4run.convert.families.windows import refuse_sliding_window
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import FormatError, UnsupportedError
 

@@ -1,9 +1,8 @@
 """Mixtral: Llama with routed experts in every layer."""
 
-from q4run.convert.families.decoder import Plan, decoder_tensors, read_sizes, start_metadata
+from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import ExpertSource, read_expert_counts
-from q4run.convert.families.llama import IGNORABLE, refuse_sliding_window
-from q4run.convert.families.names import SourceNames
+from q4run.convert.families.windows import refuse_sliding_window
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import Experts, Router
 
@@ -22,12 +21,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_feed_forward_length(n_ff)
     metadata.add_expert_count(n_expert)
     metadata.add_expert_used_count(n_used)
-    names = SourceNames(checkpoint, "llama", sizes.n_layer)
     experts = Experts(n_expert, n_used, n_ff, Router())
-    tensors = list(
-        decoder_tensors(
-            checkpoint, sizes, names, lambda _: experts, pair_rows=True, experts=_EXPERTS
-        )
+    return make_plan(
+        checkpoint, metadata, config, sizes, lambda _: experts, pair_rows=True, experts=_EXPERTS
     )
-    checkpoint.check_all_claimed(IGNORABLE)
-    return Plan(metadata, tensors, sizes.n_vocab, config, sizes.rope.notes("llama"))

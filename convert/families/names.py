@@ -40,8 +40,13 @@ class SourceNames:
 
 
 def stored(checkpoint: Checkpoint, tensor: Tensor, names: SourceNames) -> OutputTensor:
-    """Claims what the checkpoint stores for a declared tensor, row by row."""
-    return output_tensor(tensor, rows_of(checkpoint.claim(names.of(tensor), tensor.shape)))
+    """Claims what the checkpoint stores for a declared tensor, row by row; a vector may be stored as
+    a matrix of one row."""
+    name, shape = names.of(tensor), tensor.shape
+    if len(shape) == 1 and name in checkpoint.tensors:
+        one_row = (1, *shape)
+        shape = one_row if checkpoint.tensors[name].shape == one_row else shape
+    return output_tensor(tensor, rows_of(checkpoint.claim(name, shape)))
 
 
 def output_tensor(tensor: Tensor, read: ReadRows, *, whole: bool = False) -> OutputTensor:

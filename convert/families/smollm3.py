@@ -1,11 +1,12 @@
 """SmolLM3: Llama whose every fourth layer knows no positions."""
 
 from q4run.convert.config import Config
-from q4run.convert.families.decoder import Plan, read_sizes, start_metadata
-from q4run.convert.families.llama import IGNORABLE, dense_tensors
+from q4run.convert.families.decoder import IGNORABLE, Plan, read_sizes, start_metadata
+from q4run.convert.families.llama import dense_tensors
 from q4run.convert.families.names import SourceNames
+from q4run.convert.families.windows import refuse_used_window
 from q4run.convert.source.checkpoint import Checkpoint
-from q4run.errors import FormatError, UnsupportedError
+from q4run.errors import FormatError
 from q4run.models.smollm3 import NOPE_INTERVAL, ROPE_LAYERS, default_rope_layers
 
 ARCHITECTURES = ("SmolLM3ForCausalLM",)
@@ -25,8 +26,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     """The GGUF of a SmolLM3 checkpoint (architecture ``smollm3``)."""
     config = checkpoint.config.with_defaults(_DEFAULTS)
     sizes = read_sizes(checkpoint, config, default_theta=2000000.0)
-    if config.flag("use_sliding_window", False) and "sliding_window" in config:
-        raise UnsupportedError(f"{config.where}: use_sliding_window is not supported")
+    refuse_used_window(config)
     n_ff = config.integer("intermediate_size")
     metadata = start_metadata("smollm3", config, sizes, default_eps=1e-6)
     metadata.add_feed_forward_length(n_ff)

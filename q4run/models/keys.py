@@ -41,6 +41,15 @@ ROUTER_KEYS = frozenset(
 )
 SHARED_KEYS = frozenset({"expert_shared_count", "expert_shared_feed_forward_length"})
 LEADING_DENSE_KEYS = frozenset({"leading_dense_block_count"})
+# What `readers.read_moe` obeys.
+MOE_KEYS = (
+    DECODER_KEYS
+    | EXPERT_KEYS
+    | ROUTER_KEYS
+    | SHARED_KEYS
+    | LEADING_DENSE_KEYS
+    | {"feed_forward_length"}
+)
 INTERLEAVE_KEYS = frozenset({"interleave_moe_layer_step"})
 WINDOW_KEYS = frozenset({"attention.sliding_window"})
 WINDOW_PATTERN_KEYS = frozenset({"attention.sliding_window_pattern"})

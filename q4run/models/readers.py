@@ -11,14 +11,27 @@ from gguf import MODEL_TENSOR, ExpertGatingFuncType
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile
 from q4run.models.config import (
+    ModelConfig,
     has_tensor,
     in_any_layer,
     n_blocks,
     n_layers,
+    read_decoder,
+    read_experts,
     read_n_ff,
     read_per_layer,
 )
-from q4run.models.parts import BIAS, QKNorm, Router, Scores, SharedExpert, tensor_name
+from q4run.models.parts import (
+    BIAS,
+    Attention,
+    DenseFeedForward,
+    Layer,
+    QKNorm,
+    Router,
+    Scores,
+    SharedExpert,
+    tensor_name,
+)
 
 _SCORES = {
     int(ExpertGatingFuncType.SOFTMAX): Scores.SOFTMAX,
@@ -75,6 +88,33 @@ def read_shared(file: GGUFFile, n_ff: int) -> SharedExpert | None:
             break
     gated = in_any_layer(file, MODEL_TENSOR.FFN_GATE_INP_SHEXP)
     return SharedExpert(width, gated) if width else None
+
+
+def read_moe(
+    file: GGUFFile,
+    attention: Attention,
+    router: Router,
+    *,
+    norm: MODEL_TENSOR = MODEL_TENSOR.FFN_NORM,
+    step: int = 1,
+) -> ModelConfig:
+    """Reads a decoder whose layers all have that attention and, but for the first few, experts
+    (MOE_KEYS).
+
+    router: what holds where the file does not say; norm: what the file calls the norm before the
+    feed-forward; step: from one layer with experts to the next, as `read_interleave` has it.
+    """
+    n_ff = read_n_ff(file, "feed_forward_length")
+    n_ff_expert = read_n_ff(file, "expert_feed_forward_length", n_ff)
+    shared = read_shared(file, n_ff_expert)
+    experts = replace(read_experts(file, n_ff_expert, read_router(file, router), shared), norm=norm)
+    dense = DenseFeedForward(n_ff, norm=norm)
+    n_leading_dense = read_leading_dense(file)
+    step = read_interleave(file)
+    return read_decoder(
+        file,
+        lambda i: Layer(attention, dense if i < n_leading_dense or (i + 1) % step else experts),
+    )
 
 
 def read_leading_dense(file: GGUFFile) -> int:

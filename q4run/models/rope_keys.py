@@ -58,6 +58,7 @@ class RopeDefaults:
 
 
 ROPE_DEFAULTS = RopeDefaults()
+NEOX = RopeDefaults(form=RopeForm.NEOX)
 
 
 def read_rope(file: GGUFFile, key_dim: int, defaults: RopeDefaults) -> Rope:

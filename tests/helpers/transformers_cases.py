@@ -51,7 +51,29 @@ _GROWING = {
     "llama_4_scaling_beta": 0.4,
 }
 
+# Routers far from uniform, experts that differ.
+_MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+_TWO = {"num_hidden_layers": 2}
+
 MADE_CASES = [
+    MadeCase("qwen2", "qwen2", "Qwen2Config", _TWO),
+    MadeCase("qwen3", "qwen3", "Qwen3Config", _TWO | {"head_dim": 24}),
+    MadeCase(
+        "qwen3moe", "qwen3moe", "Qwen3MoeConfig",
+        _TWO | _MOE | {"head_dim": 24, "norm_topk_prob": True},
+    ),
+    MadeCase("qwen3moe, not renormalised", "qwen3moe", "Qwen3MoeConfig", _TWO | _MOE),
+    MadeCase(
+        "qwen2moe", "qwen2moe", "Qwen2MoeConfig",
+        _TWO | _MOE | {"shared_expert_intermediate_size": 80},
+    ),
+    MadeCase(
+        "qwen2moe, renormalised", "qwen2moe", "Qwen2MoeConfig",
+        _TWO | _MOE | {"shared_expert_intermediate_size": 80, "norm_topk_prob": True},
+    ),
+    MadeCase(
+        "olmoe", "olmoe", "OlmoeConfig", _TWO | {"num_experts": 6, "num_experts_per_tok": 3}
+    ),
     MadeCase("smollm3", "smollm3", "SmolLM3Config", {"num_hidden_layers": 5, "head_dim": 24}),
     MadeCase(
         "smollm3, own layers",
@@ -72,4 +94,4 @@ MADE_CASES = [
         {"num_hidden_layers": 3, "head_dim": 24}
         | {"rope_parameters": _GROWING | {"mscale_all_dim": 0.5, "factor": 16.0}},
     ),
-]
+]  # fmt: skip

@@ -1,5 +1,7 @@
 """Logits of tiny random models of each family against transformers, all in float32."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from helpers.tiny_tokenizer import write_tokenizer
@@ -21,9 +23,12 @@ def test_logits_match_transformers(case, tmp_path):
     model = transformers.AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", dtype=torch.float32
     ).eval()
-    for name, values in model.named_parameters():
-        if "norm" in name:  # all 1 where nobody trained them: a missing one would not be seen
+    # All 1 or 0 where nobody trained them: a missing one would not be seen.
+    for name, values in chain(model.named_parameters(), model.named_buffers()):
+        if "norm" in name:
             values.data = 1 + 0.3 * torch.randn_like(values)
+        elif name.endswith(("bias", "sinks")):
+            values.data = 0.3 * torch.randn_like(values)
     model.save_pretrained(tmp_path)
     write_tokenizer("llama", tmp_path)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, N_TOKENS).tolist()
