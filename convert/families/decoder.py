@@ -1,5 +1,6 @@
 """What the decoders of all families share: sizes, attention, norms, embeddings."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -192,9 +193,11 @@ def make_plan(
     pair_rows: bool = False,
     experts: ExpertSource = USUAL_EXPERTS,
     notes: Sequence[str] = (),
+    mtp: str = "",
 ) -> Plan:
     """Plans a decoder whose metadata are complete; the parameters are those of `decoder_tensors`.
 
+    mtp: a pattern of the tensors that predict further tokens, which are left out with a note.
     Raises as `Checkpoint.check_all_claimed` where tensors are missing or left over.
     """
     names = SourceNames(checkpoint, metadata.arch, sizes.n_layer)
@@ -203,6 +206,19 @@ def make_plan(
             checkpoint, sizes, names, feed_forward, pair_rows=pair_rows, experts=experts
         )
     )
-    checkpoint.check_all_claimed(IGNORABLE)
+    left_out = checkpoint.check_all_claimed(f"{IGNORABLE}|{mtp}" if mtp else IGNORABLE)
     notes = [*sizes.rope.notes(metadata.arch), *notes]
+    n_mtp = sum(bool(re.search(mtp, name)) for name in left_out) if mtp else 0
+    if n_mtp:
+        notes.append(
+            f"{n_mtp} tensors that predict further tokens (MTP) were left out: decoding does not"
+            " need them"
+        )
     return Plan(metadata, tensors, sizes.n_vocab, config, notes)
+
+
+def mtp_layers(config: Config, n_layer: int, key: str = "num_nextn_predict_layers") -> str:
+    """Returns a pattern of the tensors of layers that follow the last of the model's own."""
+    n_mtp = config.integer(key, 1, low=0)
+    numbers = "|".join(str(layer) for layer in range(n_layer, n_layer + min(n_mtp, 16)))
+    return rf"^model\.layers\.({numbers})\." if numbers else ""

@@ -40,8 +40,10 @@ class SourceNames:
 
 
 def stored(checkpoint: Checkpoint, tensor: Tensor, names: SourceNames) -> OutputTensor:
-    """Claims what the checkpoint stores for a declared tensor, row by row; a vector may be stored as
-    a matrix of one row."""
+    """Claims what the checkpoint stores for a declared tensor, row by row.
+
+    A vector may be stored as a matrix of one row.
+    """
     name, shape = names.of(tensor), tensor.shape
     if len(shape) == 1 and name in checkpoint.tensors:
         one_row = (1, *shape)

@@ -54,6 +54,23 @@ _GROWING = {
 # Routers far from uniform, experts that differ.
 _MOE = {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 _TWO = {"num_hidden_layers": 2}
+_V3 = {
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+}
+_ALPHA = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 50.0, "factor": 1.0}
+_ERNIE = {
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 32,
+    "moe_num_experts": 6,
+    "moe_k": 3,
+    "moe_layer_start_index": 1,
+}
 
 MADE_CASES = [
     MadeCase("qwen2", "qwen2", "Qwen2Config", _TWO),
@@ -73,6 +90,35 @@ MADE_CASES = [
     ),
     MadeCase(
         "olmoe", "olmoe", "OlmoeConfig", _TWO | {"num_experts": 6, "num_experts_per_tok": 3}
+    ),
+    MadeCase(
+        "glm4moe", "glm4moe", "Glm4MoeConfig",
+        _V3 | {"head_dim": 24, "use_qk_norm": True, "attention_bias": True}
+        | {"n_group": 2, "topk_group": 1, "partial_rotary_factor": 0.5},
+    ),
+    MadeCase(
+        "glm4moe, Air", "glm4moe", "Glm4MoeConfig",
+        _V3 | {"n_shared_experts": 2, "first_k_dense_replace": 0, "norm_topk_prob": False},
+    ),
+    MadeCase("dots1", "dots1", "Dots1Config", _V3 | {"head_dim": 24, "norm_topk_prob": True}),
+    MadeCase("dots1, two shared", "dots1", "Dots1Config", _V3 | {"n_shared_experts": 2}),
+    MadeCase(
+        "minimax-m2", "minimax-m2", "MiniMaxM2Config",
+        _TWO | {"head_dim": 24, "rotary_dim": 12, "num_local_experts": 6, "num_experts_per_tok": 3},
+    ),
+    MadeCase("ernie4_5-moe", "ernie4_5-moe", "Ernie4_5_MoeConfig", _ERNIE | {"head_dim": 24}),
+    MadeCase(
+        "ernie4_5-moe, every second", "ernie4_5-moe", "Ernie4_5_MoeConfig",
+        _ERNIE | {"moe_layer_interval": 2, "moe_num_shared_experts": 1, "num_hidden_layers": 5},
+    ),
+    MadeCase(
+        "hunyuan-moe", "hunyuan-moe", "HunYuanMoEV1Config",
+        _TWO | {"head_dim": 24, "num_experts": 6, "moe_topk": 3},
+    ),
+    MadeCase(
+        "hunyuan-moe, alpha", "hunyuan-moe", "HunYuanMoEV1Config",
+        _TWO | {"head_dim": 24, "num_experts": 6, "moe_topk": [3, 3]}
+        | {"rope_parameters": _ALPHA},
     ),
     MadeCase("smollm3", "smollm3", "SmolLM3Config", {"num_hidden_layers": 5, "head_dim": 24}),
     MadeCase(
