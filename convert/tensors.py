@@ -148,6 +148,38 @@ def columns_of(tensor: SourceTensor, *, first_column: int = 0) -> ReadRows:
     return read
 
 
+def every_second_row(read: ReadRows, first: int) -> ReadRows:
+    """Rows ``first``, ``first + 2`` and so on of each matrix."""
+
+    def read_some(matrix: int, start: int, stop: int) -> Rows:
+        rows = read(matrix, 2 * start, 2 * stop)
+        return rows[np.arange(first, len(rows), 2)]
+
+    return read_some
+
+
+def every_second_value(tensor: SourceTensor, first: int) -> ReadRows:
+    """Rows of a matrix, of which values ``first``, ``first + 2`` and so on."""
+
+    def read(matrix: int, start: int, stop: int) -> np.ndarray:
+        rows = tensor.read_rows(start, stop - start)
+        assert isinstance(rows, np.ndarray), "values of blocks cannot be picked"
+        return np.ascontiguousarray(rows[:, first::2])
+
+    return read
+
+
+def plus_one(read: ReadRows) -> ReadRows:
+    """Weights of norms that a checkpoint stores less one, as float32."""
+
+    def read_some(matrix: int, start: int, stop: int) -> np.ndarray:
+        rows = read(matrix, start, stop)
+        assert isinstance(rows, np.ndarray), "blocks cannot be added to"
+        return rows.astype(np.float32) + np.float32(1)
+
+    return read_some
+
+
 def rope_pairs_of(tensor: SourceTensor, head_dim: int) -> ReadRows:
     """Rows of a query or key matrix, ordered for RoPE over adjacent pairs.
 

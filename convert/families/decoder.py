@@ -1,7 +1,6 @@
 """What the decoders of all families share: sizes, attention, norms, embeddings."""
 
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +10,8 @@ from gguf import MODEL_TENSOR
 
 from q4run.convert.config import Config
 from q4run.convert.families.experts import USUAL_EXPERTS, ExpertSource, claim_experts, with_experts
-from q4run.convert.families.names import SourceNames, output_tensor, stored
+from q4run.convert.families.names import NO_MORE, SourceNames, output_tensor, stored
+from q4run.convert.families.notes import left_out_notes
 from q4run.convert.families.rope import StoredRope, read_rope
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, rope_pairs_of, values_of
@@ -60,11 +60,13 @@ def read_sizes(
     *,
     partial_rotary: bool = False,
     known: Collection[str] = (),
+    rope_layers: str | None = None,
 ) -> Sizes:
     """The common hyperparameters, checked against each other.
 
     partial_rotary: whether the family can rotate a part of each head; known: keys
-    (``attention_bias``, ``mlp_bias``, ``hidden_act``) that the family obeys itself.
+    (``attention_bias``, ``mlp_bias``, ``hidden_act``) that the family obeys itself; rope_layers:
+    the type of layers whose rotation is read, where it differs by type.
     Raises ``FormatError`` for values that contradict each other, ``UnsupportedError`` for features
     the runtime does not have.
     """
@@ -81,7 +83,7 @@ def read_sizes(
     if head_dim % 2:
         raise FormatError(f"{config.where}: a head of {head_dim} values cannot be rotated in pairs")
     _refuse_unknown_features(config, known)
-    rope = read_rope(config, head_dim, default_theta)
+    rope = read_rope(config, head_dim, default_theta, rope_layers)
     if rope.rope.dim != head_dim and not partial_rotary:
         raise UnsupportedError(f"{config.where}: partial_rotary_factor is not supported")
     return Sizes(
@@ -192,28 +194,43 @@ def make_plan(
     *,
     pair_rows: bool = False,
     experts: ExpertSource = USUAL_EXPERTS,
+    more_names: Mapping[MODEL_TENSOR, str] = NO_MORE,
     notes: Sequence[str] = (),
     mtp: str = "",
 ) -> Plan:
-    """Plans a decoder whose metadata are complete; the parameters are those of `decoder_tensors`.
+    """Plans a decoder whose metadata are complete; the parameters are those of `decoder_tensors`,
+    `SourceNames` and `finish_plan`.
 
-    mtp: a pattern of the tensors that predict further tokens, which are left out with a note.
     Raises as `Checkpoint.check_all_claimed` where tensors are missing or left over.
     """
-    names = SourceNames(checkpoint, metadata.arch, sizes.n_layer)
-    tensors = list(
-        decoder_tensors(
-            checkpoint, sizes, names, feed_forward, pair_rows=pair_rows, experts=experts
-        )
+    names = SourceNames(checkpoint, metadata.arch, sizes.n_layer, more_names)
+    tensors = decoder_tensors(
+        checkpoint, sizes, names, feed_forward, pair_rows=pair_rows, experts=experts
     )
-    left_out = checkpoint.check_all_claimed(f"{IGNORABLE}|{mtp}" if mtp else IGNORABLE)
+    return finish_plan(checkpoint, metadata, config, sizes, tensors, notes=notes, mtp=mtp)
+
+
+def finish_plan(
+    checkpoint: Checkpoint,
+    metadata: gguf.GGUFWriter,
+    config: Config,
+    sizes: Sizes,
+    tensors: Iterable[OutputTensor],
+    *,
+    notes: Sequence[str] = (),
+    mtp: str = "",
+    vision: str = "",
+) -> Plan:
+    """Makes a plan of all tensors; ``mtp`` and ``vision``: patterns of those that are left out,
+    which a note says.
+
+    Raises as `Checkpoint.check_all_claimed` where tensors are missing or left over.
+    """
+    tensors = list(tensors)
+    patterns = [pattern for pattern in (IGNORABLE, mtp, vision) if pattern]
+    left_out = checkpoint.check_all_claimed("|".join(patterns))
     notes = [*sizes.rope.notes(metadata.arch), *notes]
-    n_mtp = sum(bool(re.search(mtp, name)) for name in left_out) if mtp else 0
-    if n_mtp:
-        notes.append(
-            f"{n_mtp} tensors that predict further tokens (MTP) were left out: decoding does not"
-            " need them"
-        )
+    notes += left_out_notes(left_out, mtp=mtp, vision=vision)
     return Plan(metadata, tensors, sizes.n_vocab, config, notes)
 
 

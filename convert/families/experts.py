@@ -12,6 +12,7 @@ from q4run.convert.families.notes import ignored_by_llama_cpp
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, ReadRows, rows_of, stack_of
 from q4run.models.parts import Experts, Role, Router, Scores, Tensor
+from q4run.models.readers import SOFTMAX_WEIGHT
 
 STACKS = (MODEL_TENSOR.FFN_GATE_EXP, MODEL_TENSOR.FFN_UP_EXP, MODEL_TENSOR.FFN_DOWN_EXP)
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -20,20 +21,22 @@ _MLX_MODULES = ("mlp.switch_mlp", "block_sparse_moe.switch_mlp", "feed_forward.e
 
 
 class ExpertSource(NamedTuple):
-    """What a checkpoint calls the experts of a layer, where each matrix is a tensor.
+    """What a checkpoint calls the experts of a layer, within the layer.
 
-    module: within the layer; projections: gate, up and down; count_key: what config.json calls
-    their number.
+    module: where each matrix is a tensor, and projections: gate, up and down there; stacks: where
+    there are two, gate with up, and down; count_key: what config.json calls their number.
     """
 
     module: str = "mlp.experts"
     projections: tuple[str, str, str] = _PROJECTIONS
+    stacks: tuple[str, str] = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
     count_key: str = "num_experts"
 
 
 _GATING = {
     Scores.SOFTMAX: gguf.ExpertGatingFuncType.SOFTMAX,
     Scores.SIGMOID: gguf.ExpertGatingFuncType.SIGMOID,
+    Scores.CHOSEN_SOFTMAX: SOFTMAX_WEIGHT,
 }
 USUAL_EXPERTS = ExpertSource()
 
@@ -88,7 +91,7 @@ def add_expert_keys(metadata: gguf.GGUFWriter, part: Experts) -> None:
         if part.shared.n_ff % part.n_ff == 0:
             metadata.add_expert_shared_count(part.shared.n_ff // part.n_ff)
     router = part.router
-    metadata.add_expert_gating_func(_GATING[router.scores])
+    metadata.add_uint32(f"{metadata.arch}.expert_gating_func", _GATING[router.scores])
     metadata.add_expert_weights_norm(router.renormalise)
     if router.scale != 1:
         metadata.add_expert_weights_scale(router.scale)
@@ -130,8 +133,9 @@ def claim_experts(
     """Claims a layer's experts: a matrix each, or gate and up in one stack and down in another, as
     a state dict taken from transformers 5 has them."""
     base = f"model.layers.{layer}"
-    if checkpoint.has(f"{base}.mlp.experts.gate_up_proj"):
-        return row_stacks(checkpoint, part, n_embd, f"{base}.mlp.experts")
+    gate_up, down = (f"{base}.{stack}" for stack in source.stacks)
+    if checkpoint.has(gate_up):
+        return row_stacks(checkpoint, part, n_embd, gate_up, down)
     checkpoint.check_count(source.count_key, part.n_expert)
     return separate_experts(checkpoint, part, n_embd, f"{base}.{source.module}", source.projections)
 
@@ -157,11 +161,13 @@ def separate_experts(
     return Stacks(reads)
 
 
-def row_stacks(checkpoint: Checkpoint, part: Experts, n_embd: int, base: str) -> Stacks:
+def row_stacks(
+    checkpoint: Checkpoint, part: Experts, n_embd: int, gate_up_name: str, down_name: str
+) -> Stacks:
     """Claims one stack of gate and up together, and one of down, rows first."""
     n_expert, n_ff = part.n_expert, part.n_ff
-    gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, 2 * n_ff, n_embd))
-    down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_embd, n_ff))
+    gate_up = checkpoint.claim(gate_up_name, (n_expert, 2 * n_ff, n_embd))
+    down = checkpoint.claim(down_name, (n_expert, n_embd, n_ff))
     reads = (
         rows_of(gate_up, rows_per_matrix=2 * n_ff),
         rows_of(gate_up, first_row=n_ff, rows_per_matrix=2 * n_ff),

@@ -8,6 +8,7 @@ from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
     Plan,
     attention_tensors,
+    finish_plan,
     read_sizes,
     start_metadata,
     start_tensors,
@@ -21,22 +22,24 @@ from q4run.convert.families.experts import (
     with_experts,
 )
 from q4run.convert.families.names import SourceNames, stored
+from q4run.convert.families.nope import read_rope_layers
+from q4run.convert.families.notes import ignored_by_llama_cpp
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import columns_of
 from q4run.errors import FormatError, UnsupportedError
 from q4run.models.llama4 import (
     CHUNK_SIZE,
+    CHUNKED_LAYERS,
     N_EXPERT_WITHOUT_QK_NORM,
-    NOPE_INTERVAL,
     ROUTER,
     TEMPERATURE_LENGTH,
     TEMPERATURE_SCALE,
 )
+from q4run.models.nope import ROPE_LAYERS, default_rope_layers
 from q4run.models.parts import DenseFeedForward, Experts, SharedExpert
 
 VISION = r"^(model\.)?(vision_model|multi_modal_projector)\."
 ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
-IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
@@ -59,7 +62,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_expert_used_count(n_used)
     metadata.add_interleave_moe_layer_step(moe_step)
     notes = _add_own_keys(metadata, config, sizes.n_layer, n_expert)
-    notes += sizes.rope.notes("llama4")
 
     names = SourceNames(checkpoint, "llama4", sizes.n_layer)
     dense = DenseFeedForward(n_ff_dense)
@@ -75,11 +77,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             claim = partial(_experts, checkpoint, experts, sizes.n_embd, base)
             declared = experts.tensors(sizes.n_embd, layer)
             tensors += with_experts(checkpoint, declared, names, claim)
-    left_out = checkpoint.check_all_claimed(IGNORABLE)
-    n_vision = sum("rotary_emb" not in name for name in left_out)
-    if n_vision:
-        notes.append(f"{n_vision} vision tensors were left out: the file understands text only")
-    return Plan(metadata, tensors, sizes.n_vocab, config, notes)
+    return finish_plan(checkpoint, metadata, config, sizes, tensors, notes=notes, vision=VISION)
 
 
 def _moe_layer_step(config: Config, n_layer: int) -> int:
@@ -102,7 +100,7 @@ def _add_own_keys(
 ) -> list[str]:
     """Keys of our own for what standard GGUF leaves unsaid, only where it differs from Scout's.
 
-    Returns the note that says so, if any were needed.
+    Returns a note that says so, if any were needed.
     """
     n_keys = len(metadata.kv_data[0])
     chunk_size = config.integer("attention_chunk_size", 0, low=0)
@@ -122,34 +120,15 @@ def _add_own_keys(
     if qk_norm != (n_expert != N_EXPERT_WITHOUT_QK_NORM):
         metadata.add_bool("llama4.attention.qk_norm", qk_norm)
 
-    rope_layers = _rope_layers(config, n_layer)
-    if rope_layers != _every_nth_without(NOPE_INTERVAL, n_layer):
-        metadata.add_array("llama4.attention.no_rope_layers", rope_layers)
+    rope_layers = read_rope_layers(config, n_layer)
+    if rope_layers != default_rope_layers(n_layer):
+        metadata.add_array(f"llama4.{ROPE_LAYERS}", rope_layers)
     chunked_layers = _chunked_layers(config, rope_layers)
     if chunked_layers != rope_layers:
-        metadata.add_array("llama4.attention.layer_chunked", chunked_layers)
+        metadata.add_array(f"llama4.{CHUNKED_LAYERS}", chunked_layers)
 
     own = list(metadata.kv_data[0])[n_keys:]
-    if not own:
-        return []
-    return [f"llama.cpp ignores {', '.join(own)}: its results with this file differ from q4run's"]
-
-
-def _every_nth_without(interval: int, n_layer: int) -> list[int]:
-    return [int((layer + 1) % interval != 0) for layer in range(n_layer)]
-
-
-def _rope_layers(config: Config, n_layer: int) -> list[int]:
-    """1 for each layer with RoPE, 0 for one without, as ``no_rope_layers`` (sic) has it."""
-    layers = config.items("no_rope_layers", int)
-    if layers is None:
-        interval = config.integer("no_rope_layer_interval", NOPE_INTERVAL)
-        return _every_nth_without(interval, n_layer)
-    if len(layers) < n_layer:
-        raise FormatError(
-            f"{config.where}: no_rope_layers has {len(layers)} entries for {n_layer} layers"
-        )
-    return [int(layer != 0) for layer in layers[:n_layer]]
+    return ignored_by_llama_cpp(own)
 
 
 def _chunked_layers(config: Config, rope_layers: list[int]) -> list[int]:
@@ -178,7 +157,7 @@ def _experts(checkpoint: Checkpoint, part: Experts, n_embd: int, base: str) -> S
         checkpoint.check_count("num_local_experts", part.n_expert)
         return separate_experts(checkpoint, part, n_embd, base)
     if f"{base}.gate_up_proj_blocks" in checkpoint.tensors:
-        return row_stacks(checkpoint, part, n_embd, base)
+        return row_stacks(checkpoint, part, n_embd, f"{base}.gate_up_proj", f"{base}.down_proj")
     n_expert, n_ff = part.n_expert, part.n_ff
     gate_up = checkpoint.claim(f"{base}.gate_up_proj", (n_expert, n_embd, 2 * n_ff))
     down = checkpoint.claim(f"{base}.down_proj", (n_expert, n_ff, n_embd))

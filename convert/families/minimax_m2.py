@@ -7,7 +7,9 @@ from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import Experts, QKNorm, Router, Scores
 
 ARCHITECTURES = ("MiniMaxM2ForCausalLM",)
-_EXPERTS = ExpertSource("block_sparse_moe.experts", ("w1", "w3", "w2"), "num_local_experts")
+_EXPERTS = ExpertSource(
+    "block_sparse_moe.experts", ("w1", "w3", "w2"), count_key="num_local_experts"
+)
 _ROUTER = Router(Scores.SIGMOID, selection_bias=True)
 _DEFAULTS = {
     "head_dim": 128,

@@ -1,7 +1,7 @@
 """Ministral 3 and its like, the text part: Llama whose queries grow with position."""
 
 from q4run.convert.config import Config
-from q4run.convert.families.decoder import Plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Plan, finish_plan, read_sizes, start_metadata
 from q4run.convert.families.llama import dense_tensors
 from q4run.convert.families.names import SourceNames
 from q4run.convert.families.windows import refuse_sliding_window
@@ -10,7 +10,6 @@ from q4run.errors import FormatError, UnsupportedError
 
 ARCHITECTURES = ("Ministral3ForCausalLM", "Mistral3ForConditionalGeneration")
 VISION = r"^(model\.)?(vision_tower|multi_modal_projector)\."
-IGNORABLE = rf"{VISION}|rotary_emb\.inv_freq$"
 _DEFAULTS = {
     "head_dim": 128,
     "hidden_size": 4096,
@@ -55,13 +54,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
         if stored == 0:
             metadata.add_rope_scaling_orig_ctx_len(length)
     names = SourceNames(checkpoint, "mistral3", sizes.n_layer)
-    tensors = list(dense_tensors(checkpoint, sizes, n_ff, names))
-    left_out = checkpoint.check_all_claimed(IGNORABLE)
-    notes = sizes.rope.notes("mistral3")
-    n_vision = sum("rotary_emb" not in name for name in left_out)
-    if n_vision:
-        notes.append(f"{n_vision} vision tensors were left out: the file understands text only")
-    return Plan(metadata, tensors, sizes.n_vocab, config, notes)
+    tensors = dense_tensors(checkpoint, sizes, n_ff, names)
+    return finish_plan(checkpoint, metadata, config, sizes, tensors, vision=VISION)
 
 
 def _text_config(config: Config) -> Config:

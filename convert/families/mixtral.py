@@ -7,7 +7,9 @@ from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import Experts, Router
 
 ARCHITECTURES = ("MixtralForCausalLM",)
-_EXPERTS = ExpertSource("block_sparse_moe.experts", ("w1", "w3", "w2"), "num_local_experts")
+_EXPERTS = ExpertSource(
+    "block_sparse_moe.experts", ("w1", "w3", "w2"), count_key="num_local_experts"
+)
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

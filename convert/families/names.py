@@ -1,8 +1,11 @@
 """What a checkpoint calls its tensors, by gguf's own table of names."""
 
 from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import gguf
+from gguf import MODEL_TENSOR
 
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import OutputTensor, ReadRows, rows_of
@@ -13,17 +16,30 @@ _OURS = ("model.", "lm_head")
 # What follows such a name; parameters that are no module's have nothing or `_bias` behind theirs.
 _ENDS = {WEIGHT: (".weight", ""), BIAS: (".bias", "_bias")}
 
+NO_MORE: Mapping[MODEL_TENSOR, str] = MappingProxyType({})
+
 
 class SourceNames:
     """The names in one checkpoint of tensors that are declared by their GGUF names."""
 
-    def __init__(self, checkpoint: Checkpoint, architecture: str, n_layer: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        architecture: str,
+        n_layer: int,
+        more: Mapping[MODEL_TENSOR, str] = NO_MORE,
+    ) -> None:
+        """more: names that gguf's table does not have, ``{bid}`` for the layer's number."""
         self._checkpoint = checkpoint
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
         self._names: dict[str, list[str]] = defaultdict(list)
         for name, (_, gguf_name) in gguf.get_tensor_name_map(arch, n_layer).mapping.items():
             if name.startswith(_OURS):
                 self._names[gguf_name].append(name)
+        for kind, name in more.items():
+            for layer in range(n_layer):
+                gguf_name = gguf.TENSOR_NAMES[kind].format(bid=layer)
+                self._names[gguf_name].append(name.format(bid=layer))
 
     def of(self, tensor: Tensor) -> str:
         """Returns the name that the checkpoint has; where it has none, the likeliest one."""

@@ -1,6 +1,7 @@
 """What people who convert are told of a file beside its numbers."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 
 def ignored_by_llama_cpp(keys: Iterable[str]) -> list[str]:
@@ -9,3 +10,19 @@ def ignored_by_llama_cpp(keys: Iterable[str]) -> list[str]:
     if not listed:
         return []
     return [f"llama.cpp ignores {listed}: its results with this file differ from q4run's"]
+
+
+def left_out_notes(names: Sequence[str], *, mtp: str = "", vision: str = "") -> list[str]:
+    """Returns a line for each kind of tensors among ``names`` that were left out; ``mtp`` and
+    ``vision`` are patterns, empty for what the family does not have."""
+    notes = []
+    n_mtp = sum(bool(mtp and re.search(mtp, name)) for name in names)
+    n_vision = sum(bool(vision and re.search(vision, name)) for name in names)
+    if n_mtp:
+        notes.append(
+            f"{n_mtp} tensors that predict further tokens (MTP) were left out: decoding does not"
+            " need them"
+        )
+    if n_vision:
+        notes.append(f"{n_vision} vision tensors were left out: the file understands text only")
+    return notes

@@ -9,6 +9,7 @@ import numpy as np
 from gguf import MODEL_TENSOR, RopeScalingType
 
 from q4run.convert.config import Config
+from q4run.convert.families.notes import ignored_by_llama_cpp
 from q4run.errors import FormatError, UnsupportedError
 from q4run.models.parts import Tensor, rope_tensors
 from q4run.models.rope import (
@@ -67,12 +68,7 @@ class StoredRope:
         if architecture not in _BETAS_READ_BY_LLAMA_CPP:
             ignored += ["rope.scaling.yarn_beta_fast"] * (yarn.beta_fast != Yarn.beta_fast)
             ignored += ["rope.scaling.yarn_beta_slow"] * (yarn.beta_slow != Yarn.beta_slow)
-        if not ignored:
-            return []
-        return [
-            f"llama.cpp ignores {', '.join(ignored)}: its results with this file differ from"
-            " q4run's"
-        ]
+        return ignored_by_llama_cpp(ignored)
 
 
 def _add_yarn_keys(metadata: gguf.GGUFWriter, yarn: Yarn) -> None:

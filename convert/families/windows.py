@@ -1,7 +1,10 @@
-"""Sliding windows that checkpoints declare and their GGUF cannot have."""
+"""Sliding windows: which layers have them, and those that the GGUF cannot have."""
+
+import gguf
 
 from q4run.convert.config import Config
-from q4run.errors import UnsupportedError
+from q4run.convert.families.notes import ignored_by_llama_cpp
+from q4run.errors import FormatError, UnsupportedError
 
 
 def refuse_sliding_window(config: Config) -> None:
@@ -25,3 +28,32 @@ def refuse_window_layers(config: Config) -> None:
         raise UnsupportedError(
             f"{config.where}: layers of the type '{min(others)[:40]}' are not supported"
         )
+
+
+def add_window_layers(
+    metadata: gguf.GGUFWriter, config: Config, n_layer: int, period: int
+) -> list[str]:
+    """Writes the window and, where not all but every ``period``-th layer have it, which do.
+
+    Returns a note where llama.cpp does not read that. Raises UnsupportedError for layers of an
+    unknown type, FormatError where the list has another length than the layers.
+    """
+    metadata.add_sliding_window(config.integer("sliding_window"))
+    usual = [(i + 1) % period != 0 for i in range(n_layer)]
+    kinds = config.items("layer_types", str)
+    if kinds is None:
+        return []
+    unknown = set(kinds) - {"sliding_attention", "full_attention"}
+    if unknown:
+        raise UnsupportedError(
+            f"{config.where}: layers of the type '{min(unknown)[:40]}' are not supported"
+        )
+    if len(kinds) != n_layer:
+        raise FormatError(
+            f"{config.where}: layer_types has {len(kinds)} entries for {n_layer} layers"
+        )
+    has_window = [kind == "sliding_attention" for kind in kinds]
+    if has_window == usual:
+        return []
+    metadata.add_sliding_window_pattern(has_window)
+    return ignored_by_llama_cpp([f"{metadata.arch}.attention.sliding_window_pattern"])

@@ -53,6 +53,7 @@ MOE_KEYS = (
 INTERLEAVE_KEYS = frozenset({"interleave_moe_layer_step"})
 WINDOW_KEYS = frozenset({"attention.sliding_window"})
 WINDOW_PATTERN_KEYS = frozenset({"attention.sliding_window_pattern"})
+MULTIPLIER_KEYS = frozenset({"attention.scale", "embedding_scale", "logit_scale", "residual_scale"})
 SOFT_CAP_KEYS = frozenset({"final_logit_softcapping"})
 
 # Keys that change no logits: they describe, or say something only together with another key.

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from gguf import ExpertGatingFuncType
 
-from q4run.errors import FormatError
 from q4run.gguf_file import GGUFFile
 from q4run.models.config import (
     ModelConfig,
@@ -21,6 +20,7 @@ from q4run.models.config import (
     read_n_ff,
 )
 from q4run.models.keys import DECODER_KEYS, EXPERT_KEYS, FamilyKeys
+from q4run.models.nope import ROPE_LAYERS, default_rope_layers, read_layer_flags
 from q4run.models.parts import (
     DenseFeedForward,
     Layer,
@@ -39,7 +39,7 @@ ROUTER = Router(Scores.SIGMOID, renormalise=False, on_input=True)
 CHUNK_SIZE = 8192
 TEMPERATURE_LENGTH = 8192
 TEMPERATURE_SCALE = 0.1
-NOPE_INTERVAL = 4
+CHUNKED_LAYERS = "attention.layer_chunked"
 # The one released form without q/k norm, Maverick, is known by its number of experts.
 N_EXPERT_WITHOUT_QK_NORM = 128
 
@@ -48,8 +48,8 @@ KEYS = FamilyKeys(
     | EXPERT_KEYS
     | {
         "attention.chunk_size",
-        "attention.layer_chunked",
-        "attention.no_rope_layers",
+        CHUNKED_LAYERS,
+        ROPE_LAYERS,
         "attention.qk_norm",
         "attention.temperature_length",
         "attention.temperature_scale",
@@ -75,10 +75,10 @@ def read_config(file: GGUFFile) -> ModelConfig:
     moe_step = file.get_int("llama4.interleave_moe_layer_step", minimum=1)
 
     count = n_layers(file)
-    default_rope = [int((i + 1) % NOPE_INTERVAL != 0) for i in range(count)]
-    has_rope = _per_layer(file, "no_rope_layers", default_rope)
+    has_rope = read_layer_flags(file, ROPE_LAYERS, count, default_rope_layers(count))
     chunk_size = _chunk_size(file)
-    chunked = _per_layer(file, "layer_chunked", has_rope if chunk_size else [0] * count)
+    default_chunked = has_rope if chunk_size else [0] * count
+    chunked = read_layer_flags(file, CHUNKED_LAYERS, count, default_chunked)
     has_qk_norm = file.get_bool(
         "llama4.attention.qk_norm", experts.n_expert != N_EXPERT_WITHOUT_QK_NORM
     )
@@ -106,12 +106,3 @@ def _temperature(file: GGUFFile) -> Temperature | None:
     length = file.get_int("llama4.attention.temperature_length", TEMPERATURE_LENGTH, minimum=1)
     scale = file.get_float("llama4.attention.temperature_scale", TEMPERATURE_SCALE)
     return Temperature(length, scale) if scale else None
-
-
-def _per_layer(file: GGUFFile, name: str, default: list[int]) -> list[int]:
-    values = file.get_array(f"llama4.attention.{name}", int, default)
-    if len(values) != len(default):
-        raise FormatError(
-            f"{file.path}: {name} has {len(values)} entries for {len(default)} layers"
-        )
-    return values

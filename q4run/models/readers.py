@@ -4,6 +4,7 @@
 default; values that llama.cpp takes for none (a scale of 0, a window of 0) are none here.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from gguf import MODEL_TENSOR, ExpertGatingFuncType
@@ -33,10 +34,11 @@ from q4run.models.parts import (
     tensor_name,
 )
 
+SOFTMAX_WEIGHT = 3  # llama.cpp's name, which gguf does not have
 _SCORES = {
     int(ExpertGatingFuncType.SOFTMAX): Scores.SOFTMAX,
     int(ExpertGatingFuncType.SIGMOID): Scores.SIGMOID,
-    3: Scores.CHOSEN_SOFTMAX,  # llama.cpp's SOFTMAX_WEIGHT, which gguf has no name for
+    SOFTMAX_WEIGHT: Scores.CHOSEN_SOFTMAX,
 }
 
 
@@ -162,6 +164,19 @@ def read_qk_norm(file: GGUFFile, kind: QKNorm, layer: int = 0) -> QKNorm:
 def read_multiplier(file: GGUFFile, key: str, default: float = 1.0) -> float:
     """Reads a factor; a 0 says 1. ``key`` is complete but for the architecture's prefix."""
     return file.get_float(f"{file.architecture}.{key}", default) or 1.0
+
+
+def read_multiplied(file: GGUFFile, describe_layer: Callable[[float], Layer]) -> ModelConfig:
+    """Reads a decoder like Granite's, whose every part is multiplied by a number of the file
+    (MULTIPLIER_KEYS); ``describe_layer(residual_scale)`` tells what every layer is."""
+    layer = describe_layer(read_multiplier(file, "residual_scale"))
+    scale = file.get_float(f"{file.architecture}.attention.scale", 0.0) or None
+    layer = replace(layer, attention=replace(layer.attention, scale=scale))
+    return replace(
+        read_decoder(file, lambda _: layer),
+        embedding_scale=read_multiplier(file, "embedding_scale"),
+        logit_divisor=read_multiplier(file, "logit_scale"),
+    )
 
 
 def read_soft_cap(file: GGUFFile) -> float | None:

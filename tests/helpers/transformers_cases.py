@@ -71,6 +71,33 @@ _ERNIE = {
     "moe_k": 3,
     "moe_layer_start_index": 1,
 }
+_GRANITE = {
+    "attention_multiplier": 0.11,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 5.0,
+}
+_GEMMA = {"num_hidden_layers": 7, "head_dim": 24, "sliding_window": 12}
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "long_factor": [1.0, 2.0, 5.0, 9.0],
+    "short_factor": [1.0, 1.1, 1.5, 2.0],
+}
+_GPT_OSS = {
+    "num_hidden_layers": 3,
+    "head_dim": 24,
+    "sliding_window": 12,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 3,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "truncate": False,
+    },
+}
 
 MADE_CASES = [
     MadeCase("qwen2", "qwen2", "Qwen2Config", _TWO),
@@ -120,6 +147,42 @@ MADE_CASES = [
         _TWO | {"head_dim": 24, "num_experts": 6, "moe_topk": [3, 3]}
         | {"rope_parameters": _ALPHA},
     ),
+    MadeCase("granite", "granite", "GraniteConfig", _TWO | _GRANITE),
+    MadeCase(
+        "granitemoe", "granitemoe", "GraniteMoeConfig",
+        _TWO | _GRANITE | {"num_local_experts": 6, "num_experts_per_tok": 3},
+    ),
+    MadeCase("gemma3", "gemma3", "Gemma3TextConfig", _GEMMA),
+    MadeCase(
+        "gemma3, own settings", "gemma3", "Gemma3TextConfig",
+        _GEMMA
+        | {"layer_types": ["full_attention"] + 2 * ["sliding_attention"], "num_hidden_layers": 3}
+        | {"query_pre_attn_scalar": 10, "final_logit_softcapping": 2.0}
+        | {"tie_word_embeddings": False}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            }
+        },
+    ),
+    MadeCase("phi3", "phi3", "Phi3Config", _TWO | {"sliding_window": 20}),
+    MadeCase(
+        "phi3, long", "phi3", "Phi3Config",
+        _TWO
+        | {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 64}
+        | {"rope_parameters": _LONG},
+    ),
+    MadeCase("gpt-oss", "gpt-oss", "GptOssConfig", _GPT_OSS),
+    MadeCase(
+        "gpt-oss, own settings", "gpt-oss", "GptOssConfig",
+        _GPT_OSS
+        | {"layer_types": ["full_attention"] + 2 * ["sliding_attention"]}
+        | {"rope_parameters": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0}
+        | {"original_max_position_embeddings": 16, "truncate": True}},
+    ),
+    MadeCase("bitnet", "bitnet", "BitNetConfig", _TWO | {"tie_word_embeddings": True}),
+    MadeCase("bitnet, silu", "bitnet", "BitNetConfig", _TWO | {"hidden_act": "silu"}),
     MadeCase("smollm3", "smollm3", "SmolLM3Config", {"num_hidden_layers": 5, "head_dim": 24}),
     MadeCase(
         "smollm3, own layers",

@@ -8,8 +8,11 @@ from helpers.tiny_tokenizer import write_tokenizer
 from helpers.transformers_cases import MADE_CASES, N_TOKENS
 
 import q4run
+from q4run.budget import least_budget
 from q4run.convert import convert
+from q4run.experts.layout import read_layout
 from q4run.gguf_file import open_gguf
+from q4run.models import read_config
 
 TOLERANCE = 1e-4  # largest error over largest logit
 
@@ -36,7 +39,12 @@ def test_logits_match_transformers(case, tmp_path):
         reference = model(torch.tensor([ids])).logits[0].numpy()
     path = tmp_path / "model.gguf"
     convert(tmp_path, path, type="f32")
-    assert open_gguf(path).architecture == case.architecture
+    file = open_gguf(path)
+    assert file.architecture == case.architecture
+    declared = read_config(file)
+    assert {name: tensor.shape for name, tensor in file.tensors.items()} == {
+        name: tensor.shape for name, tensor in declared.tensors.items()
+    }
     with q4run.load(path, context=64, kv_type="f32") as loaded:
         together = loaded.logits(ids)
         loaded.session.clear()
@@ -44,3 +52,13 @@ def test_logits_match_transformers(case, tmp_path):
         alone = np.array([loaded.session.step(token) for token in ids[1:]])
     assert np.abs(together - reference).max() < TOLERANCE * np.abs(reference).max()
     assert np.array_equal(together[1:], alone)
+    if declared.experts:
+        with q4run.load(path, context=64, kv_type="f32", ram_budget=least(file, declared)) as few:
+            assert not few.plan.all_resident
+            assert np.array_equal(few.logits(ids), together)
+
+
+def least(file, config):
+    """The budget with which one expert at a time fits."""
+    layout = read_layout(file, config)
+    return least_budget(file, config, layout, context=64, kv_type="f32")

@@ -22,6 +22,9 @@ from q4run.models.published import GEOMETRIES
 from q4run.models.rope import Rope
 from q4run.models.shapes import tensors_of
 
+# Their checkpoints come with code of their own, which transformers does not have.
+RUN_ONLY = {"bailingmoe2"}
+
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_converter_writes_what_the_config_declares(case, tmp_path):
@@ -41,7 +44,7 @@ def test_every_family_is_converted(tmp_path):
     for case in CASES:
         checkpoint = make_checkpoint(case.name, tmp_path / case.name)
         architectures.add(open_source(checkpoint).architecture)
-    assert architectures == set(FAMILIES)
+    assert architectures == set(FAMILIES) - RUN_ONLY
 
 
 @pytest.mark.parametrize("name", ["small-scout", "mixtral"])

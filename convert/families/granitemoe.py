@@ -1,0 +1,29 @@
+"""Granite 3 with experts in every layer."""
+
+from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.experts import ExpertSource, add_expert_keys, read_expert_counts
+from q4run.convert.families.granite import DEFAULTS, add_multipliers
+from q4run.convert.source.checkpoint import Checkpoint
+from q4run.models.parts import Experts, Router
+
+ARCHITECTURES = ("GraniteMoeForCausalLM",)
+_EXPERTS = ExpertSource(
+    stacks=("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
+    count_key="num_local_experts",
+)
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """The GGUF of a Granite checkpoint with experts (architecture ``granitemoe``)."""
+    config = checkpoint.config.with_defaults(DEFAULTS)
+    sizes = read_sizes(checkpoint, config, default_theta=10000.0)
+    n_ff = config.integer("intermediate_size")
+    counts = read_expert_counts(config, _EXPERTS.count_key, (8, 2))
+    experts = Experts(*counts, n_ff, Router())
+    metadata = start_metadata("granitemoe", config, sizes, default_eps=1e-6)
+    metadata.add_feed_forward_length(n_ff)
+    add_expert_keys(metadata, experts)
+    add_multipliers(metadata, config)
+    return make_plan(
+        checkpoint, metadata, config, sizes, lambda _: experts, pair_rows=True, experts=_EXPERTS
+    )
