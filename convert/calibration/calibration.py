@@ -19,7 +19,8 @@ from q4run.convert.calibration.compensation import (
     compensate,
     prepare_inputs,
 )
-from q4run.convert.calibration.forward import Forward, working_bytes
+from q4run.convert.calibration.forward import Forward
+from q4run.convert.calibration.room import working_bytes
 from q4run.convert.calibration.weights import Weights
 from q4run.convert.tensors import OutputTensor
 from q4run.errors import BudgetError

@@ -9,8 +9,9 @@ import numpy as np
 from gguf import MODEL_TENSOR
 
 from q4run.convert.calibration.arrays import Arrays
-from q4run.convert.calibration.forward import Forward, working_bytes
+from q4run.convert.calibration.forward import Forward
 from q4run.convert.calibration.imatrix import Entry, ImportanceMatrix, write_imatrix
+from q4run.convert.calibration.room import working_bytes
 from q4run.convert.calibration.weights import FileWeights
 from q4run.convert.calibration.windows import read_windows
 from q4run.errors import BudgetError, Error

@@ -7,19 +7,30 @@ The runtime's own layers are not used: they hold all experts of a layer, or read
 every batch, where this pass holds one and reads it once (``docs/experiments.md``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from gguf import MODEL_TENSOR
 
+from q4run.convert.calibration.activations import ACTIVATIONS
 from q4run.convert.calibration.arrays import Arrays
-from q4run.convert.calibration.attention import N_QUERIES, attend, rms_norm
+from q4run.convert.calibration.attention import attend, rms_norm
+from q4run.convert.calibration.routing import choose, sigmoid
 from q4run.convert.calibration.weights import Weights
 from q4run.errors import Error, FormatError
 from q4run.layers.rotary import RotaryEmbedding
 from q4run.models.config import ModelConfig
-from q4run.models.parts import Attention, DenseFeedForward, Experts, Role, Router, Tensor, by_kind
-from q4run.models.parts import FeedForward as FeedForwardPart
+from q4run.models.parts import (
+    BIAS,
+    WEIGHT,
+    Activation,
+    DenseFeedForward,
+    Experts,
+    Role,
+    SharedExpert,
+    Tensor,
+    by_kind,
+)
 
 # Is given (tensors, matrix, tokens, inputs): matrix ``matrix`` of each named tensor multiplies
 # ``inputs``, float32 (len(tokens), n_cols), which is only valid during the call; ``tokens``: their
@@ -30,37 +41,10 @@ Tick = Callable[[int], None]
 
 # Takes (tokens, inputs, observe) through one feed-forward.
 FeedForward = Callable[[np.ndarray, np.ndarray, Observer], np.ndarray]
+# A part's small tensors, by what they are and the end of their name.
+Vectors = Mapping[tuple[MODEL_TENSOR, str], np.ndarray]
 
 N_BATCH = 512
-# The matrices that multiply the same normed stream.
-_SOURCES = (MODEL_TENSOR.ATTN_Q, MODEL_TENSOR.ATTN_K, MODEL_TENSOR.ATTN_V)
-# Reading a matrix takes its stored form as well, and a band of it on its way to float32.
-_READ_BYTES = 64 * 2**20
-
-
-def working_bytes(config: ModelConfig, context: int) -> int:
-    """What a pass takes beside the residual stream: the weights of half a layer, and its scratch
-    for one window or batch."""
-    attention = max(
-        _attention_values(layer.attention, config.n_embd, context) for layer in config.layers
-    )
-    n_ff = max(n for layer in config.layers for n in widths(layer.feed_forward))
-    feed_forward = 3 * config.n_embd * n_ff + N_BATCH * (4 * config.n_embd + 4 * n_ff)
-    return 4 * max(attention, feed_forward) + _READ_BYTES
-
-
-def _attention_values(part: Attention, n_embd: int, context: int) -> int:
-    """Of four matrices, of a window's vectors, and of the scores of heads that share their keys."""
-    width = part.q_width + part.k_width
-    scores = part.n_head // part.n_head_kv * N_QUERIES * context
-    return 2 * n_embd * width + context * (4 * n_embd + 5 * width) + 2 * scores
-
-
-def widths(part: FeedForwardPart) -> list[int]:
-    """The values between gate and down, of each feed-forward of a layer."""
-    if isinstance(part, Experts):
-        return [part.n_ff, part.shared.n_ff if part.shared else 0]
-    return [part.n_ff]
 
 
 class Forward:
@@ -89,7 +73,7 @@ class Forward:
         self._stream = arrays.empty(windows.size, config.n_embd)
         self._update = arrays.empty(windows.size, config.n_embd)
         context = windows.shape[1]
-        rotary = RotaryEmbedding(config.ropes, self._vector, "the model")
+        rotary = RotaryEmbedding(config.ropes, self._values, "the model")
         self._positions = rotary(0, context, context)
         self._embed()
 
@@ -107,7 +91,7 @@ class Forward:
     def run_head(self, observe: Observer) -> None:
         """What the output matrix multiplies, after the last layer."""
         head, n_embd = self._config.head, self._config.n_embd
-        norm = self._vector(head.tensors(n_embd)[0])
+        norm = self._values(head.tensors(n_embd)[0])
         for tokens in _batches(np.arange(self.n_tokens)):
             observe((head.matrix(n_embd).name,), 0, tokens, self._normed(tokens, norm))
 
@@ -117,11 +101,13 @@ class Forward:
         matrix = config.head.matrix(config.n_embd)
         context = self._windows.shape[1]
         tokens = np.arange(window * context, (window + 1) * context)
-        normed = self._normed(tokens, self._vector(config.head.tensors(config.n_embd)[0]))
+        normed = self._normed(tokens, self._values(config.head.tensors(config.n_embd)[0]))
         logits = np.empty((context, config.n_vocab), np.float32)
         for start, rows in self._weights.bands(matrix.name, *matrix.shape):
             logits[:, start : start + len(rows)] = normed @ rows.T
-        return logits
+        logits /= np.float32(config.head.divisor)
+        cap = config.head.soft_cap
+        return logits if cap is None else np.tanh(logits / cap) * np.float32(cap)
 
     def _embed(self) -> None:
         """The tokens' embeddings, from one pass over the table."""
@@ -133,56 +119,74 @@ class Forward:
         for start, rows in self._weights.bands(table.name, *table.shape):
             first, end = np.searchsorted(in_order, (start, start + len(rows)))
             self._stream[order[first:end]] = rows[in_order[first:end] - start]
+        if config.embedding.scale != 1:
+            self._stream *= np.float32(config.embedding.scale)
 
     def _attention(self, i: int, observe: Observer, tick: Tick) -> None:
-        part = self._config.layers[i].attention
-        tensors = by_kind(part.tensors(self._config.n_embd, i))
-        sources = [tensors[kind] for kind in _SOURCES]
-        names = tuple(tensor.name for tensor in sources)
-        q, k, v = (self._matrix(tensor) for tensor in sources)
-        output_tensor = tensors[MODEL_TENSOR.ATTN_OUT]
+        part, config = self._config.layers[i].attention, self._config
+        tensors = part.tensors(config.n_embd, i)
+        vectors = self._vectors(tensors)
+        norms = {kind: vector for (kind, suffix), vector in vectors.items() if suffix == WEIGHT}
+        matrices = {t.kind: t for t in tensors if len(t.shape) == 2}
+        output_tensor = matrices.pop(MODEL_TENSOR.ATTN_OUT)
+        names = tuple(tensor.name for tensor in matrices.values())
+        sources = [self._matrix(tensor) for tensor in matrices.values()]
+        biases = [vectors[kind, BIAS] for kind in matrices if (kind, BIAS) in vectors]
+        bias = np.concatenate(biases) if biases else np.float32(0)
+        ends = np.cumsum((part.q_width, part.k_width))
         output = self._matrix(output_tensor)
-        norm = self._vector(tensors[MODEL_TENSOR.ATTN_NORM])
-        rotation, eps = self._positions.rotation(part.rope), self._config.rms_norm_eps
+        rotation, eps = self._positions.rotation(part.rope), config.rms_norm_eps
         context = self._windows.shape[1]
         for start in range(0, self.n_tokens, context):
             tokens = np.arange(start, start + context)
-            x = self._normed(tokens, norm)
+            x = self._normed(tokens, norms[MODEL_TENSOR.ATTN_NORM])
             observe(names, 0, tokens, x)
-            attended = attend(x @ q.T, x @ k.T, x @ v.T, part, eps, rotation)
+            q, k, v = np.split(_products(x, sources) + bias, ends, axis=1)
+            attended = attend(q, k, v, part, eps, rotation, norms)
+            if part.sub_norm:
+                attended = rms_norm(attended, eps) * norms[MODEL_TENSOR.ATTN_SUB_NORM]
             observe((output_tensor.name,), 0, tokens, attended)
-            self._stream[start : start + context] += attended @ output.T
+            update = attended @ output.T + vectors.get((MODEL_TENSOR.ATTN_OUT, BIAS), 0)
+            if part.post_norm:
+                update = rms_norm(update, eps) * norms[MODEL_TENSOR.ATTN_POST_NORM]
+            self._stream[start : start + context] += update * np.float32(part.residual_scale)
             tick(context)
 
     def _dense_feed_forward(
         self, i: int, part: DenseFeedForward, observe: Observer, tick: Tick
     ) -> None:
-        norm_tensor, *tensors = part.tensors(self._config.n_embd, i)
-        norm = self._vector(norm_tensor)
-        feed_forward = self._feed_forward(tensors)
+        tensors, eps = part.tensors(self._config.n_embd, i), self._config.rms_norm_eps
+        vectors = self._vectors(tensors)
+        matrices = [tensor for tensor in tensors if tensor.role is Role.MATRIX]
+        sub_norm = vectors.get((MODEL_TENSOR.FFN_SUB_NORM, WEIGHT))
+        feed_forward = self._feed_forward(matrices, part.activation, sub_norm=sub_norm)
         for tokens in _batches(np.arange(self.n_tokens)):
-            x = self._normed(tokens, norm)
-            self._stream[tokens] += feed_forward(tokens, x, observe)
+            x = self._normed(tokens, vectors[part.norm, WEIGHT])
+            update = feed_forward(tokens, x, observe)
+            if part.post_norm:
+                update = rms_norm(update, eps) * vectors[MODEL_TENSOR.FFN_POST_NORM, WEIGHT]
+            self._stream[tokens] += update * np.float32(part.residual_scale)
             tick(len(tokens))
 
     def _experts(self, i: int, part: Experts, observe: Observer, tick: Tick) -> None:
         """One expert's matrices are in memory at a time; its tokens go through it in batches."""
         tensors = part.tensors(self._config.n_embd, i)
         stacks = [tensor for tensor in tensors if tensor.role is Role.EXPERT]
-        norm = self._vector(by_kind(tensors)[MODEL_TENSOR.FFN_NORM])
+        vectors = self._vectors(tensors)
+        norm = vectors[part.norm, WEIGHT]
         router = by_kind(tensors)[MODEL_TENSOR.FFN_GATE_INP]
-        chosen, shares = self._route(part, router, norm, observe)
+        chosen, shares = self._route(part, router, norm, vectors, observe)
+        biases = [vectors[t.kind, BIAS] for t in stacks] if part.biases else []
         self._update[:] = 0
         if part.shared:
-            shared = self._feed_forward(part.shared.tensors(self._config.n_embd, i))
-            for tokens in _batches(np.arange(self.n_tokens)):
-                self._update[tokens] = shared(tokens, self._normed(tokens, norm), observe)
+            self._shared_expert(part, part.shared, tensors, vectors, observe)
         n_steps = 0
         for expert in range(part.n_expert):
             routed, rank = np.nonzero(chosen == expert)
             if len(routed) == 0:
                 continue
-            feed_forward = self._feed_forward(stacks, expert)
+            own_biases = [bias[expert] for bias in biases]
+            feed_forward = self._feed_forward(stacks, part.activation, expert, biases=own_biases)
             for some in _batches(np.arange(len(routed))):
                 tokens, share = routed[some], shares[routed[some], rank[some], None]
                 x = self._normed(tokens, norm)
@@ -192,39 +196,82 @@ class Forward:
                 self._update[tokens] += y if part.router.on_input else y * share
                 n_steps += len(tokens)
                 tick(n_steps // part.n_expert_used - (n_steps - len(tokens)) // part.n_expert_used)
-        self._stream += self._update
+        for tokens in _batches(np.arange(self.n_tokens)):
+            self._stream[tokens] += self._update[tokens] * np.float32(part.residual_scale)
+
+    def _shared_expert(
+        self,
+        part: Experts,
+        shared: SharedExpert,
+        tensors: Sequence[Tensor],
+        vectors: Vectors,
+        observe: Observer,
+    ) -> None:
+        matrices = [tensor for tensor in tensors if tensor.role is Role.MATRIX]
+        feed_forward = self._feed_forward(matrices, part.activation)
+        for tokens in _batches(np.arange(self.n_tokens)):
+            x = self._normed(tokens, vectors[part.norm, WEIGHT])
+            self._update[tokens] = feed_forward(tokens, x, observe)
+            if shared.gated:
+                gate = vectors[MODEL_TENSOR.FFN_GATE_INP_SHEXP, WEIGHT]
+                self._update[tokens] *= sigmoid(x @ gate)[:, None]
 
     def _route(
-        self, part: Experts, tensor: Tensor, norm: np.ndarray, observe: Observer
+        self,
+        part: Experts,
+        tensor: Tensor,
+        norm: np.ndarray,
+        vectors: Vectors,
+        observe: Observer,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Every token's experts and their weights, int64 and float32 (n_tokens, n_expert_used)."""
         router = self._matrix(tensor)
         chosen = np.empty((self.n_tokens, part.n_expert_used), np.int64)
         shares = np.empty(chosen.shape, np.float32)
+        bias = vectors.get((MODEL_TENSOR.FFN_GATE_INP, BIAS), 0)
+        selection_bias = vectors.get((MODEL_TENSOR.FFN_EXP_PROBS_B, BIAS))
         for tokens in _batches(np.arange(self.n_tokens)):
             x = self._normed(tokens, norm)
             observe((tensor.name,), 0, tokens, x)
-            logits = x @ router.T
-            best = np.argsort(-logits, axis=1, kind="stable")[:, : part.n_expert_used]
-            chosen[tokens] = best
-            shares[tokens] = _shares(np.take_along_axis(logits, best, axis=1), part.router)
+            logits = x @ router.T + bias
+            chosen[tokens], shares[tokens] = choose(
+                logits, part.router, part.n_expert_used, selection_bias
+            )
         return chosen, shares
 
-    def _feed_forward(self, tensors: Sequence[Tensor], matrix: int = 0) -> FeedForward:
-        """Reads gate, up and down, of stacks one ``matrix``; returns down(silu(gate x) * up x)."""
-        gate, up, down = (self._matrix(tensor, matrix) for tensor in tensors)
-        names = [tensor.name for tensor in tensors]
+    def _feed_forward(
+        self,
+        tensors: Sequence[Tensor],
+        activation: Activation,
+        matrix: int = 0,
+        *,
+        biases: Sequence[np.ndarray] = (),
+        sub_norm: np.ndarray | None = None,
+    ) -> FeedForward:
+        """Reads gate, up and down, of which gate and up may be one, of stacks one ``matrix``."""
+        *first, last = tensors
+        sources = [self._matrix(tensor, matrix) for tensor in first]
+        down = self._matrix(last, matrix)
+        names = tuple(tensor.name for tensor in first)
+        first_bias = np.concatenate(biases[:-1]) if biases else np.float32(0)
+        last_bias = biases[-1] if biases else np.float32(0)
 
         def run(tokens: np.ndarray, x: np.ndarray, observe: Observer) -> np.ndarray:
-            observe((names[0], names[1]), matrix, tokens, x)
-            gated: np.ndarray = x @ gate.T
-            gated *= _sigmoid(gated)
-            gated *= x @ up.T
-            observe((names[2],), matrix, tokens, gated)
-            out: np.ndarray = gated @ down.T
+            observe(names, matrix, tokens, x)
+            gate, up = np.split(_products(x, sources) + first_bias, 2, axis=1)
+            hidden = ACTIVATIONS[activation](gate, up)
+            if sub_norm is not None:
+                hidden = rms_norm(hidden, self._config.rms_norm_eps) * sub_norm
+            observe((last.name,), matrix, tokens, hidden)
+            out: np.ndarray = hidden @ down.T + last_bias
             return out
 
         return run
+
+    def _vectors(self, tensors: Sequence[Tensor]) -> Vectors:
+        """What of a part's tensors is small: norms, biases, sinks and gates."""
+        small = [t for t in tensors if len(t.shape) == 1 or t.role is Role.BIAS]
+        return {(t.kind, t.suffix): self._values(t) for t in small}
 
     def _normed(self, tokens: np.ndarray, norm: np.ndarray) -> np.ndarray:
         normed: np.ndarray = rms_norm(self._stream[tokens], self._config.rms_norm_eps) * norm
@@ -234,24 +281,17 @@ class Forward:
         n_rows, n_cols = tensor.shape[-2:]
         return self._weights.matrix(tensor.name, n_rows, n_cols, matrix)
 
-    def _vector(self, tensor: Tensor) -> np.ndarray:
-        vector: np.ndarray = self._weights.matrix(tensor.name, 1, *tensor.shape)[0]
-        return vector
+    def _values(self, tensor: Tensor) -> np.ndarray:
+        """A small tensor in its shape."""
+        *rows, n_cols = tensor.shape
+        values = self._weights.matrix(tensor.name, rows[0] if rows else 1, n_cols)
+        return values.reshape(tensor.shape)
+
+
+def _products(x: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """What each matrix makes of x, side by side."""
+    return np.concatenate([x @ matrix.T for matrix in matrices], axis=1)
 
 
 def _batches(tokens: np.ndarray) -> list[np.ndarray]:
     return [tokens[start : start + N_BATCH] for start in range(0, len(tokens), N_BATCH)]
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    """By tanh, so that no exponential overflows."""
-    return 0.5 + 0.5 * np.tanh(0.5 * x)
-
-
-def _shares(logits: np.ndarray, router: Router) -> np.ndarray:
-    """What the chosen experts' inputs or outputs are multiplied by, of their router logits."""
-    if router.on_input:
-        return _sigmoid(logits)
-    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = exps / exps.sum(axis=1, keepdims=True)
-    return shares

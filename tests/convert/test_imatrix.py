@@ -14,13 +14,14 @@ from reference import numpy_forward
 from q4run.convert import convert
 from q4run.convert.calibration.arrays import Arrays
 from q4run.convert.calibration.collect import make_imatrix
-from q4run.convert.calibration.forward import Forward, working_bytes
+from q4run.convert.calibration.forward import Forward
 from q4run.convert.calibration.imatrix import (
     Entry,
     ImportanceMatrix,
     read_imatrix,
     write_imatrix,
 )
+from q4run.convert.calibration.room import working_bytes
 from q4run.convert.calibration.weights import FileWeights
 from q4run.convert.calibration.windows import read_windows
 from q4run.errors import BudgetError, Error, FormatError
