@@ -23,6 +23,7 @@ from gguf.gguf_writer import GGUFValue
 from q4run.bench.models.geometries import GEOMETRIES
 from q4run.bench.models.random_blocks import TYPES, find_type, random_blocks
 from q4run.convert.output.header import Entry, make_header
+from q4run.convert.types.recipe import ALWAYS_F32
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
 from q4run.gguf_file.borders import in_file_order, padded
@@ -83,7 +84,7 @@ def write_model(
 
 def _types(geometry: Geometry, dense: str, experts: str) -> dict[Tensor, str]:
     """Each tensor's type, by the model's order."""
-    by_role = {Role.EXPERT: experts, Role.NORM: "f32", Role.ROUTER: "f32"}
+    by_role = dict.fromkeys(ALWAYS_F32, "f32") | {Role.EXPERT: experts}
     return {tensor: by_role.get(tensor.role, dense) for tensor in tensors_of(geometry)}
 
 
@@ -110,7 +111,8 @@ class _Weights:
 
     def write(self, file: BinaryIO, tensor: Tensor, type_name: str) -> None:
         if len(tensor.shape) == 1:
-            file.write(np.ones(tensor.shape, np.float32).tobytes())
+            value = 0 if tensor.role is Role.BIAS else 1
+            file.write(np.full(tensor.shape, value, np.float32).tobytes())
             return
         std = 1.0 if tensor.role is Role.EMBEDDING else tensor.shape[-1] ** -0.5
         if tensor.kind in _RESIDUAL_WRITERS:

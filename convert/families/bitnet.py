@@ -2,7 +2,7 @@
 
 from gguf import MODEL_TENSOR
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.notes import ignored_by_llama_cpp
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
@@ -45,10 +45,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     ignored = [] if activation == "silu" else [f"bitnet.{ACTIVATION_KEY}"]
     notes = ignored_by_llama_cpp(ignored)
     return make_plan(
-        checkpoint,
-        metadata,
-        config,
-        sizes,
+        Draft(checkpoint, metadata, config, sizes),
         lambda _: feed_forward,
         more_names=_MORE_NAMES,
         notes=notes,

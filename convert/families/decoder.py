@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 from gguf import MODEL_TENSOR
@@ -185,11 +185,17 @@ def decoder_tensors(
             yield from (stored(checkpoint, tensor, names) for tensor in declared)
 
 
+class Draft(NamedTuple):
+    """A plan that lacks its tensors: where they come from, and the metadata, complete."""
+
+    checkpoint: Checkpoint
+    metadata: gguf.GGUFWriter
+    config: Config
+    sizes: Sizes
+
+
 def make_plan(
-    checkpoint: Checkpoint,
-    metadata: gguf.GGUFWriter,
-    config: Config,
-    sizes: Sizes,
+    draft: Draft,
     feed_forward: Callable[[int], FeedForward],
     *,
     pair_rows: bool = False,
@@ -198,23 +204,21 @@ def make_plan(
     notes: Sequence[str] = (),
     mtp: str = "",
 ) -> Plan:
-    """Plans a decoder whose metadata are complete; the parameters are those of `decoder_tensors`,
-    `SourceNames` and `finish_plan`.
+    """Plans a decoder; the parameters are those of `decoder_tensors`, `SourceNames` and
+    `finish_plan`.
 
     Raises as `Checkpoint.check_all_claimed` where tensors are missing or left over.
     """
+    checkpoint, metadata, _, sizes = draft
     names = SourceNames(checkpoint, metadata.arch, sizes.n_layer, more_names)
     tensors = decoder_tensors(
         checkpoint, sizes, names, feed_forward, pair_rows=pair_rows, experts=experts
     )
-    return finish_plan(checkpoint, metadata, config, sizes, tensors, notes=notes, mtp=mtp)
+    return finish_plan(draft, tensors, notes=notes, mtp=mtp)
 
 
 def finish_plan(
-    checkpoint: Checkpoint,
-    metadata: gguf.GGUFWriter,
-    config: Config,
-    sizes: Sizes,
+    draft: Draft,
     tensors: Iterable[OutputTensor],
     *,
     notes: Sequence[str] = (),
@@ -226,6 +230,7 @@ def finish_plan(
 
     Raises as `Checkpoint.check_all_claimed` where tensors are missing or left over.
     """
+    checkpoint, metadata, config, sizes = draft
     tensors = list(tensors)
     patterns = [pattern for pattern in (IGNORABLE, mtp, vision) if pattern]
     left_out = checkpoint.check_all_claimed("|".join(patterns))

@@ -1,6 +1,6 @@
 """dots.llm1: Qwen3's attention, DeepSeek-V3's router, dense feed-forwards in the first layers."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, read_expert_counts, read_v3_router
 from q4run.convert.families.windows import refuse_window_layers
 from q4run.convert.source.checkpoint import Checkpoint
@@ -43,5 +43,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_leading_dense_block_count(n_leading_dense)
     add_expert_keys(metadata, experts)
     return make_plan(
-        checkpoint, metadata, config, sizes, lambda i: dense if i < n_leading_dense else experts
+        Draft(checkpoint, metadata, config, sizes),
+        lambda i: dense if i < n_leading_dense else experts,
     )

@@ -1,6 +1,6 @@
 """ERNIE 4.5 with experts: a softmax router whose choice a bias corrects."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, read_expert_counts
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
@@ -44,10 +44,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_interleave_moe_layer_step(step)
     add_expert_keys(metadata, experts)
     return make_plan(
-        checkpoint,
-        metadata,
-        config,
-        sizes,
+        Draft(checkpoint, metadata, config, sizes),
         lambda i: dense if i < n_leading_dense or (i + 1) % step else experts,
         mtp=r"^model\.mtp_",
     )

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
+    Draft,
     Plan,
     decoder_tensors,
     finish_plan,
@@ -73,7 +74,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
         for tensor in decoder_tensors(checkpoint, sizes, names, lambda _: feed_forward)
     )
     notes += ignored_by_llama_cpp(ignored)
-    return finish_plan(checkpoint, metadata, config, sizes, tensors, notes=notes, vision=VISION)
+    return finish_plan(
+        Draft(checkpoint, metadata, config, sizes), tensors, notes=notes, vision=VISION
+    )
 
 
 def _refuse_other_forms(config: Config) -> None:

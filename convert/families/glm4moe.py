@@ -2,7 +2,14 @@
 
 from gguf import MODEL_TENSOR
 
-from q4run.convert.families.decoder import Plan, make_plan, mtp_layers, read_sizes, start_metadata
+from q4run.convert.families.decoder import (
+    Draft,
+    Plan,
+    make_plan,
+    mtp_layers,
+    read_sizes,
+    start_metadata,
+)
 from q4run.convert.families.experts import add_expert_keys, read_expert_counts, read_v3_router
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import DenseFeedForward, Experts, QKNorm, SharedExpert
@@ -52,10 +59,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_leading_dense_block_count(n_leading_dense)
     add_expert_keys(metadata, experts)
     return make_plan(
-        checkpoint,
-        metadata,
-        config,
-        sizes,
+        Draft(checkpoint, metadata, config, sizes),
         lambda i: dense if i < n_leading_dense else experts,
         mtp=mtp_layers(config, sizes.n_layer),
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from gguf import MODEL_TENSOR
 
 from q4run.convert.families.decoder import (
+    Draft,
     Plan,
     attention_tensors,
     finish_plan,
@@ -77,7 +78,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     for layer in range(sizes.n_layer):
         tensors += attention_tensors(checkpoint, sizes, layer, names, pair_rows=False)
         tensors += _expert_tensors(checkpoint, experts, sizes.n_embd, layer, names)
-    return finish_plan(checkpoint, metadata, config, sizes, tensors, notes=notes)
+    return finish_plan(Draft(checkpoint, metadata, config, sizes), tensors, notes=notes)
 
 
 def _expert_tensors(

@@ -3,7 +3,7 @@
 import gguf
 
 from q4run.convert.config import Config
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import DenseFeedForward
 
@@ -26,7 +26,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata = start_metadata("granite", config, sizes, default_eps=1e-6)
     metadata.add_feed_forward_length(feed_forward.n_ff)
     add_multipliers(metadata, config)
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: feed_forward, pair_rows=True)
+    return make_plan(
+        Draft(checkpoint, metadata, config, sizes), lambda _: feed_forward, pair_rows=True
+    )
 
 
 def add_multipliers(metadata: gguf.GGUFWriter, config: Config) -> None:

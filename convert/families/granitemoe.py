@@ -1,6 +1,6 @@
 """Granite 3 with experts in every layer."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import ExpertSource, add_expert_keys, read_expert_counts
 from q4run.convert.families.granite import DEFAULTS, add_multipliers
 from q4run.convert.source.checkpoint import Checkpoint
@@ -25,5 +25,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     add_expert_keys(metadata, experts)
     add_multipliers(metadata, config)
     return make_plan(
-        checkpoint, metadata, config, sizes, lambda _: experts, pair_rows=True, experts=_EXPERTS
+        Draft(checkpoint, metadata, config, sizes),
+        lambda _: experts,
+        pair_rows=True,
+        experts=_EXPERTS,
     )

@@ -1,7 +1,7 @@
 """Hunyuan-A13B: queries and keys normed after they are rotated, experts in every layer."""
 
 from q4run.convert.config import Config
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, read_expert_counts
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
@@ -32,7 +32,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata = start_metadata("hunyuan-moe", config, sizes, default_eps=1e-5)
     metadata.add_feed_forward_length(n_ff)
     add_expert_keys(metadata, experts)
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: experts)
+    return make_plan(Draft(checkpoint, metadata, config, sizes), lambda _: experts)
 
 
 def _of_all_layers(config: Config) -> Config:

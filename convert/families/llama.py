@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from q4run.convert.families.decoder import (
+    Draft,
     Plan,
     Sizes,
     decoder_tensors,
@@ -27,7 +28,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
     feed_forward = DenseFeedForward(config.integer("intermediate_size"))
     metadata = start_metadata("llama", config, sizes, default_eps=1e-6)
     metadata.add_feed_forward_length(feed_forward.n_ff)
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: feed_forward, pair_rows=True)
+    return make_plan(
+        Draft(checkpoint, metadata, config, sizes), lambda _: feed_forward, pair_rows=True
+    )
 
 
 def dense_tensors(

@@ -6,6 +6,7 @@ import gguf
 
 from q4run.convert.config import Config
 from q4run.convert.families.decoder import (
+    Draft,
     Plan,
     attention_tensors,
     finish_plan,
@@ -77,7 +78,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
             claim = partial(_experts, checkpoint, experts, sizes.n_embd, base)
             declared = experts.tensors(sizes.n_embd, layer)
             tensors += with_experts(checkpoint, declared, names, claim)
-    return finish_plan(checkpoint, metadata, config, sizes, tensors, notes=notes, vision=VISION)
+    return finish_plan(
+        Draft(checkpoint, metadata, config, sizes), tensors, notes=notes, vision=VISION
+    )
 
 
 def _moe_layer_step(config: Config, n_layer: int) -> int:

@@ -1,7 +1,7 @@
 """MiniMax-M2: queries and keys normed over all heads, a part of each rotates."""
 
 from q4run.convert.config import Config
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import ExpertSource, add_expert_keys, read_expert_counts
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import Experts, QKNorm, Router, Scores
@@ -34,7 +34,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata = start_metadata("minimax-m2", config, sizes, default_eps=1e-6)
     metadata.add_feed_forward_length(n_ff)
     add_expert_keys(metadata, experts)
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: experts, experts=_EXPERTS)
+    return make_plan(
+        Draft(checkpoint, metadata, config, sizes), lambda _: experts, experts=_EXPERTS
+    )
 
 
 def _with_rotary_share(config: Config) -> Config:

@@ -1,7 +1,7 @@
 """Ministral 3 and its like, the text part: Llama whose queries grow with position."""
 
 from q4run.convert.config import Config
-from q4run.convert.families.decoder import Plan, finish_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, finish_plan, read_sizes, start_metadata
 from q4run.convert.families.llama import dense_tensors
 from q4run.convert.families.names import SourceNames
 from q4run.convert.families.windows import refuse_sliding_window
@@ -55,7 +55,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             metadata.add_rope_scaling_orig_ctx_len(length)
     names = SourceNames(checkpoint, "mistral3", sizes.n_layer)
     tensors = dense_tensors(checkpoint, sizes, n_ff, names)
-    return finish_plan(checkpoint, metadata, config, sizes, tensors, vision=VISION)
+    return finish_plan(Draft(checkpoint, metadata, config, sizes), tensors, vision=VISION)
 
 
 def _text_config(config: Config) -> Config:

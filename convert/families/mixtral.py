@@ -1,6 +1,6 @@
 """Mixtral: Llama with routed experts in every layer."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import ExpertSource, read_expert_counts
 from q4run.convert.families.windows import refuse_sliding_window
 from q4run.convert.source.checkpoint import Checkpoint
@@ -25,5 +25,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_expert_used_count(n_used)
     experts = Experts(n_expert, n_used, n_ff, Router())
     return make_plan(
-        checkpoint, metadata, config, sizes, lambda _: experts, pair_rows=True, experts=_EXPERTS
+        Draft(checkpoint, metadata, config, sizes),
+        lambda _: experts,
+        pair_rows=True,
+        experts=_EXPERTS,
     )

@@ -1,6 +1,6 @@
 """OLMoE: queries and keys normed over all heads, experts in every layer."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, notes_on_norm, read_expert_counts
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
@@ -33,4 +33,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_feed_forward_length(n_ff)
     add_expert_keys(metadata, experts)
     notes = notes_on_norm(metadata, router, in_llama_cpp=False)
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: experts, notes=notes)
+    return make_plan(Draft(checkpoint, metadata, config, sizes), lambda _: experts, notes=notes)

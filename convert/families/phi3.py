@@ -1,6 +1,6 @@
 """Phi-3 and Phi-4: queries, keys and values in one matrix, gate and up in another."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.notes import ignored_by_llama_cpp
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import DenseFeedForward
@@ -29,4 +29,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_sliding_window(window)
     is_short = 0 < window < config.integer("max_position_embeddings")
     notes = ignored_by_llama_cpp(["phi3.attention.sliding_window"] if is_short else [])
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: feed_forward, notes=notes)
+    return make_plan(
+        Draft(checkpoint, metadata, config, sizes), lambda _: feed_forward, notes=notes
+    )

@@ -1,6 +1,6 @@
 """Qwen1.5 and Qwen2 with experts in every layer, one of them shared."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, notes_on_norm, read_expert_counts
 from q4run.convert.families.qwen3moe import refuse_dense_layers
 from q4run.convert.families.windows import refuse_used_window
@@ -38,4 +38,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_feed_forward_length(config.integer("intermediate_size"))
     add_expert_keys(metadata, experts)
     notes = notes_on_norm(metadata, router, in_llama_cpp=False)
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: experts, notes=notes)
+    return make_plan(Draft(checkpoint, metadata, config, sizes), lambda _: experts, notes=notes)

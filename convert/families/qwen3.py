@@ -1,6 +1,6 @@
 """Qwen3 without experts: Llama whose queries and keys are normed head by head."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.windows import refuse_used_window
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import DenseFeedForward, QKNorm
@@ -27,4 +27,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
     feed_forward = DenseFeedForward(config.integer("intermediate_size"))
     metadata = start_metadata("qwen3", config, sizes, default_eps=1e-6)
     metadata.add_feed_forward_length(feed_forward.n_ff)
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: feed_forward)
+    return make_plan(Draft(checkpoint, metadata, config, sizes), lambda _: feed_forward)

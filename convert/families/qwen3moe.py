@@ -1,7 +1,7 @@
 """Qwen3 with experts in every layer."""
 
 from q4run.convert.config import Config
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, notes_on_norm, read_expert_counts
 from q4run.convert.families.windows import refuse_used_window
 from q4run.convert.source.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_feed_forward_length(config.integer("intermediate_size"))
     add_expert_keys(metadata, experts)
     notes = notes_on_norm(metadata, router, in_llama_cpp=True)
-    return make_plan(checkpoint, metadata, config, sizes, lambda _: experts, notes=notes)
+    return make_plan(Draft(checkpoint, metadata, config, sizes), lambda _: experts, notes=notes)
 
 
 def refuse_dense_layers(config: Config) -> None:

@@ -1,6 +1,6 @@
 """SmolLM3: Llama whose every fourth layer knows no positions."""
 
-from q4run.convert.families.decoder import Plan, make_plan, read_sizes, start_metadata
+from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.nope import read_rope_layers
 from q4run.convert.families.notes import ignored_by_llama_cpp
 from q4run.convert.families.windows import refuse_used_window
@@ -36,5 +36,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
         notes = ignored_by_llama_cpp([f"smollm3.{ROPE_LAYERS}"])
     feed_forward = DenseFeedForward(n_ff)
     return make_plan(
-        checkpoint, metadata, config, sizes, lambda _: feed_forward, pair_rows=True, notes=notes
+        Draft(checkpoint, metadata, config, sizes),
+        lambda _: feed_forward,
+        pair_rows=True,
+        notes=notes,
     )

@@ -48,12 +48,14 @@ def role_of(name: str, n_dimensions: int) -> Role:
     kind = name.removesuffix(".weight").rpartition(".")[2]
     if kind.startswith(("rope_freqs", "rope_factors")):
         return Role.ROPE_FACTORS
+    if name.endswith(".bias") or kind == "attn_sinks":
+        return Role.BIAS
+    if kind.startswith("ffn_gate_inp"):
+        return Role.ROUTER
     if n_dimensions < 2 or not name.endswith(".weight") or "_norm" in kind:
         return Role.NORM
     if _TABLES.search(name):
         return Role.NORM
-    if kind.startswith("ffn_gate_inp"):
-        return Role.ROUTER
     if kind == "token_embd":
         return Role.EMBEDDING
     if kind == "output":

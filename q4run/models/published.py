@@ -8,10 +8,6 @@ from dataclasses import replace
 
 from q4run.models.shapes import Geometry
 
-_WINDOWS = (
-    "Every second layer sees 128 tokens only: its keys and values take less than is planned here."
-)
-
 _SCOUT = Geometry(n_layers=48, n_vocab=202048)
 
 GEOMETRIES: dict[str, Geometry] = {
@@ -51,10 +47,10 @@ GEOMETRIES: dict[str, Geometry] = {
         28, 3584, 28, 4, 128, 2560, 64, 151936, "qwen2moe", 8, rope_theta=1e6, shared_width=20480
     ),
     "gpt-oss-20b": Geometry(
-        24, 2880, 64, 8, 64, 2880, 32, 201088, "gpt-oss", 4, rope_theta=150000.0, note=_WINDOWS
+        24, 2880, 64, 8, 64, 2880, 32, 201088, "gpt-oss", 4, rope_theta=150000.0
     ),
     "gpt-oss-120b": Geometry(
-        36, 2880, 64, 8, 64, 2880, 128, 201088, "gpt-oss", 4, rope_theta=150000.0, note=_WINDOWS
+        36, 2880, 64, 8, 64, 2880, 128, 201088, "gpt-oss", 4, rope_theta=150000.0
     ),
     "glm-4.5-air": Geometry(
         46, 4096, 96, 8, 128, 1408, 128, 151552, "glm4moe", 8, rope_theta=1e6,

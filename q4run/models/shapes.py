@@ -1,16 +1,22 @@
 """The shapes of mixture-of-experts models: what can be planned, and made up, without a file."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from gguf import MODEL_TENSOR
 
 from q4run.models.config import ModelConfig
 from q4run.models.parts import (
+    Activation,
     Attention,
     DenseFeedForward,
     Experts,
     Layer,
     QKNorm,
     Router,
+    Scores,
     SharedExpert,
     Tensor,
 )
@@ -22,33 +28,52 @@ EPS = 1e-5
 class Form(NamedTuple):
     """What the layers of an architecture have, whatever their sizes.
 
-    shared, dense: how wide a shared expert, and a feed-forward without experts, is by default, in
-    widths of an expert. ``expert_key``: whether experts have a key of their own for their width.
+    attention, experts: fields of the parts. shared, dense: how wide a shared expert, and a
+    feed-forward without experts, is by default, in widths of an expert; gated: whether the shared
+    expert is. window: keys that all but every second layer see. ``expert_key``: whether experts
+    have a key of their own for their width.
     """
 
-    qk_norm: QKNorm = QKNorm.NONE
+    attention: Mapping[str, Any] = MappingProxyType({})
+    experts: Mapping[str, Any] = MappingProxyType({})
     shared: int = 0
     dense: int = 1
+    gated: bool = False
+    window: int = 0
     expert_key: bool = True
     step_key: bool = False
 
 
-_NORMED = Form(qk_norm=QKNorm.WEIGHTED)
+def _normed(kind: QKNorm, **more: Any) -> dict[str, Any]:
+    return {"qk_norm": kind, **more}
+
+
+_BIASED = {"qkv_bias": True}
+_CORRECTED = {"router": Router(Scores.SIGMOID, selection_bias=True)}
 _FORMS = {
-    "bailingmoe2": _NORMED,
-    "dots1": _NORMED,
-    "ernie4_5-moe": Form(),
-    "glm4moe": Form(),
-    "gpt-oss": Form(),
+    "bailingmoe2": Form(_normed(QKNorm.WEIGHTED, fused_qkv=True), _CORRECTED),
+    "dots1": Form(_normed(QKNorm.WEIGHTED), _CORRECTED),
+    "ernie4_5-moe": Form(experts={"router": Router(selection_bias=True)}),
+    "glm4moe": Form(_BIASED, {**_CORRECTED, "norm": MODEL_TENSOR.ATTN_POST_NORM}),
+    "gpt-oss": Form(
+        {"qkv_bias": True, "out_bias": True, "sinks": True},
+        {
+            "router": Router(Scores.CHOSEN_SOFTMAX, bias=True),
+            "activation": Activation.CLAMPED_SWIGLU,
+            "norm": MODEL_TENSOR.ATTN_POST_NORM,
+            "biases": True,
+        },
+        window=128,
+    ),
     "granitemoe": Form(expert_key=False),
-    "hunyuan-moe": _NORMED,
-    "hy_v3": _NORMED,
+    "hunyuan-moe": Form(_normed(QKNorm.WEIGHTED_AFTER_ROPE)),
+    "hy_v3": Form(_normed(QKNorm.WEIGHTED), _CORRECTED),
     "llama": Form(expert_key=False),
     "llama4": Form(shared=1, dense=2, step_key=True),
-    "minimax-m2": Form(QKNorm.WEIGHTED, expert_key=False),
-    "olmoe": Form(QKNorm.WEIGHTED, expert_key=False),
-    "qwen2moe": Form(),
-    "qwen3moe": _NORMED,
+    "minimax-m2": Form(_normed(QKNorm.WHOLE), _CORRECTED, expert_key=False),
+    "olmoe": Form(_normed(QKNorm.WHOLE), expert_key=False),
+    "qwen2moe": Form(_BIASED, gated=True),
+    "qwen3moe": Form(_normed(QKNorm.WEIGHTED)),
 }
 
 
@@ -60,8 +85,6 @@ class Geometry:
     i + 1, but for the first ``n_leading_dense``, and otherwise a dense feed-forward.
     ``shared_width`` and ``dense_width`` are told where they are not what is usual for the
     ``architecture``. ``note``: what a reader of its figures must know.
-
-    Biases, sinks and other single vectors are left out: they take hardly any bytes.
     """
 
     n_layers: int = 6
@@ -128,19 +151,23 @@ def hyperparameters(geometry: Geometry) -> dict[str, int | float]:
         "expert_count": g.n_expert,
         "expert_used_count": g.n_expert_used,
     }
+    if g.form.window:
+        keys["attention.sliding_window"] = g.form.window
     if g.form.step_key:
         keys["interleave_moe_layer_step"] = g.moe_step
     return keys | {"vocab_size": g.n_vocab}
 
 
 def config_of(geometry: Geometry) -> ModelConfig:
-    """Returns the model in parts, for its bytes and its work: rotation, gating and windows, which
-    change neither much, are left out."""
-    g = geometry
-    attention = Attention(g.n_head, g.n_head_kv, g.head_dim, g.head_dim, qk_norm=g.form.qk_norm)
-    shared = SharedExpert(g.n_ff_shared) if g.n_ff_shared else None
-    experts = Experts(g.n_expert, g.n_expert_used, g.n_ff, Router(), shared)
-    dense = DenseFeedForward(g.n_ff_dense)
+    """Returns the model in parts, for its bytes and its work: rotation and how experts are chosen,
+    which change neither much, are left out."""
+    g, form = geometry, geometry.form
+    attention = Attention(g.n_head, g.n_head_kv, g.head_dim, g.head_dim, **form.attention)
+    local = replace(attention, window=form.window or None)
+    shared = SharedExpert(g.n_ff_shared, form.gated) if g.n_ff_shared else None
+    parts = {"router": Router(), "shared": shared, **form.experts}
+    experts = Experts(g.n_expert, g.n_expert_used, g.n_ff, **parts)
+    dense = DenseFeedForward(g.n_ff_dense, norm=experts.norm)
     return ModelConfig(
         architecture=g.architecture,
         n_vocab=g.n_vocab,
@@ -149,7 +176,8 @@ def config_of(geometry: Geometry) -> ModelConfig:
         context_length=CONTEXT_LENGTH,
         tied_embeddings=g.tied,
         layers=tuple(
-            Layer(attention, experts if g.has_experts(i) else dense) for i in range(g.n_layers)
+            Layer(attention if i % 2 else local, experts if g.has_experts(i) else dense)
+            for i in range(g.n_layers)
         ),
     )
 

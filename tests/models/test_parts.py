@@ -20,7 +20,7 @@ from q4run.models.names import role_of
 from q4run.models.parts import Attention, QKNorm, tensor_name
 from q4run.models.published import GEOMETRIES
 from q4run.models.rope import Rope
-from q4run.models.shapes import tensors_of
+from q4run.models.shapes import config_of, tensors_of
 
 # Their checkpoints come with code of their own, which transformers does not have.
 RUN_ONLY = {"bailingmoe2"}
@@ -47,14 +47,29 @@ def test_every_family_is_converted(tmp_path):
     assert architectures == set(FAMILIES) - RUN_ONLY
 
 
-@pytest.mark.parametrize("name", ["small-scout", "mixtral"])
+# One of each architecture.
+SHAPES = {g.architecture: name for name, g in GEOMETRIES.items() if g.architecture in FAMILIES}
+
+
+@pytest.mark.parametrize("name", SHAPES.values())
 def test_a_geometry_has_the_tensors_that_its_family_declares(name, tmp_path):
-    small = replace(GEOMETRIES[name], n_layers=2, n_embd=64, n_ff=64, n_vocab=300, head_dim=32)
-    write_model(tmp_path / "model.gguf", small, "q8_0")
-    config = read_config(open_gguf(tmp_path / "model.gguf"))
+    published = GEOMETRIES[name]
+    widths = {"shared_width": 64} if published.shared_width else {}
+    widths |= {"dense_width": 96} if published.dense_width else {}
+    sizes = {"n_layers": 2, "n_embd": 64, "n_ff": 64, "n_vocab": 300, "head_dim": 32}
+    counts = {"n_expert": 8, "n_expert_used": min(published.n_expert_used, 3)}
+    counts["n_leading_dense"] = min(published.n_leading_dense, 1)
+    small = replace(published, **sizes, **counts, **widths)
+    path = tmp_path / "model.gguf"
+    write_model(path, small, "q8_0")
+    file = open_gguf(path)
+    config = read_config(file)
     assert {t.name: (t.shape, t.role) for t in tensors_of(small)} == {
         t.name: (t.shape, t.role) for t in config.tensors.values()
     }
+    assert [layer.attention.kept(4096) for layer in config.layers] == [
+        layer.attention.kept(4096) for layer in config_of(small).layers
+    ]
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
