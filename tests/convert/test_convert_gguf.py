@@ -273,7 +273,7 @@ def test_a_source_that_is_cut_short_meanwhile(llama4, tmp_path):
         ("blk.3.attn_output.weight", 2, Role.MATRIX),
         ("blk.3.attn_k_b.weight", 3, Role.MATRIX),
         ("blk.3.ffn_gate_inp.weight", 2, Role.ROUTER),
-        ("blk.3.ffn_gate_inp_shexp.weight", 1, Role.NORM),
+        ("blk.3.ffn_gate_inp_shexp.weight", 1, Role.ROUTER),
         ("blk.3.ffn_gate_exps.weight", 3, Role.EXPERT),
         ("blk.3.ffn_gate_exps.bias", 2, Role.BIAS),
         ("blk.3.ffn_up_shexp.weight", 2, Role.MATRIX),
