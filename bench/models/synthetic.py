@@ -27,6 +27,7 @@ from q4run.convert.types.recipe import ALWAYS_F32
 from q4run.errors import Error
 from q4run.gguf_file import open_gguf
 from q4run.gguf_file.borders import in_file_order, padded
+from q4run.gguf_file.described import tensor_bytes
 from q4run.models.parts import Role, Tensor
 from q4run.models.shapes import Geometry, hyperparameters, tensors_of
 
@@ -89,13 +90,7 @@ def _types(geometry: Geometry, dense: str, experts: str) -> dict[Tensor, str]:
 
 
 def _n_bytes(tensor: Tensor, type_name: str) -> int:
-    block_size, block_bytes = gguf.GGML_QUANT_SIZES[find_type(type_name)]
-    if tensor.shape[-1] % block_size:
-        raise Error(
-            f"rows of {tensor.shape[-1]} values ({tensor.name}) are not whole {type_name} blocks of"
-            f" {block_size}; choose another type"
-        )
-    return math.prod(tensor.shape) // block_size * block_bytes
+    return tensor_bytes(tensor.name, tensor.shape, find_type(type_name))
 
 
 class _Weights:

@@ -37,11 +37,11 @@ from q4run.kernels.threads.tasks import run_tasks
 MAX_HEAD_DIM = 2048
 NO_SINKS = np.empty(0, np.float32)
 _LOG2_E = np.float32(1 / math.log(2))
-_BLOCK = 64  # keys between two looks at the largest score
+BLOCK = 64  # keys between two looks at the largest score
 _CHUNK = 512  # keys that are added up apart, and then merged with those before them
 _QUERIES = 64  # of a task, at most
 _QUERY_BYTES = 4 * _QUERIES
-_SCORES = _BLOCK + 8  # of a query, and what is written past their end
+_SCORES = BLOCK + 8  # of a query, and what is written past their end
 _SCORE_BYTES = 4 * _QUERIES * _SCORES
 _ROW_FLOATS = _QUERIES * (128 + STATE)  # of a task's queries, or their sums: longer ones, fewer
 _ROW_BYTES = 4 * _ROW_FLOATS
@@ -70,7 +70,7 @@ def attend(pool, q, keys, values, n_seen, scale, window, sinks, out):
     n_queries = n_tokens * (n_head // n_head_kv)  # that read the same KV head
     per_task = min(_QUERIES, _ROW_FLOATS // (longest + STATE) // 4 * 4)
     n_blocks = (n_queries + per_task - 1) // per_task
-    first_chunk = max(0, n_seen - window) // _CHUNK
+    first_chunk = _hidden(n_seen, window) // _CHUNK
     n_chunks = (n_seen + n_tokens - 1 + _CHUNK - 1) // _CHUNK - first_chunk
     if n_blocks == 1 and n_chunks > 1:
         # Few queries, as in decoding: the threads share out the chunks of a long context.
@@ -199,8 +199,8 @@ def _attend_chunk(queries, n_queries, seen, window, keys, values, head, chunk, s
         clear(at(sums, width * i), dim)
     keys_per_load, per_load = _rows_per_load(key_dim), _rows_per_load(dim)
     end = min(chunk + _CHUNK, seen[n_queries - 1])
-    for block in range(max(chunk, _hidden(seen[0], window) // _BLOCK * _BLOCK), end, _BLOCK):
-        block_end = min(block + _BLOCK, end)
+    for block in range(max(chunk, _hidden(seen[0], window) // BLOCK * BLOCK), end, BLOCK):
+        block_end = min(block + BLOCK, end)
         # Caches of windows are rings of whole blocks: position p is in row p % capacity.
         key_row = head * capacity + block % capacity - block
         row = head * n_value_rows + block % n_value_rows - block
@@ -215,7 +215,7 @@ def _attend_chunk(queries, n_queries, seen, window, keys, values, head, chunk, s
             _score(queries, n_queries, rows, key_dim, n_keys, to, ahead, n_ahead)
         for i in range(n_queries):
             if block < seen[i]:
-                n_keys = min(_BLOCK, seen[i] - block)
+                n_keys = min(BLOCK, seen[i] - block)
                 n_hidden = min(n_keys, max(0, _hidden(seen[i], window) - block))
                 _weigh_seen(at(scores, _SCORES * i), n_hidden, n_keys, at(sums, width * i), dim)
         for first in range(block, block_end, per_load):
@@ -243,7 +243,7 @@ def _weigh_seen(scores, n_hidden, n_keys, sums, dim):
 @inline
 def _rows_per_load(dim):
     """How many rows of ``dim`` values are widened at once."""
-    return min(_BLOCK, max(_WIDE_FLOATS // dim // 8 * 8, 2))
+    return min(BLOCK, max(_WIDE_FLOATS // dim // 8 * 8, 2))
 
 
 @inline

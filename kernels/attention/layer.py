@@ -7,7 +7,6 @@ from q4run.kernels.attention.heads import HEADS, prepare_heads
 from q4run.kernels.attention.rows import write_cache
 from q4run.kernels.compiling.compile import inline, kernel
 from q4run.kernels.elementwise import add_into
-from q4run.kernels.norm import rms_norm
 from q4run.kernels.products.products import INPUT, PRODUCT, int8_arrays, run_products
 from q4run.kernels.simd.memory import f32_array
 from q4run.kernels.tokens import finish_update, normalize, quantize_tokens
@@ -64,9 +63,8 @@ def attention_layer(pool, x, layers, angles, temperatures, keys, values, place):
     sinks = f32_array(heads.sinks, heads.n_head if heads.sinks else 0)
     attend(pool, q, keys, values, place + 1, heads.scale, heads.window, sinks, attended)
     n_cols = heads.n_head * heads.value_dim
-    if layer.sub_norm:
-        weights, rows = f32_array(layer.sub_norm, n_cols), attended.reshape(n_tokens, n_cols)
-        rms_norm(rows, weights, layer.eps, rows)
+    rows = attended.reshape(n_tokens, n_cols)
+    finish_update(pool, rows, 0, layer.sub_norm, layer.eps, np.float32(0))
     attended_int8 = int8_arrays(layer.attended, n_tokens * n_cols)
     quantize_tokens(pool, attended.ravel(), n_tokens, n_cols, attended_int8)
     run_products(pool, products[OUTPUT:])

@@ -6,12 +6,12 @@ import numpy as np
 
 from q4run.cache.state import LayerState
 from q4run.errors import UnsupportedError
-from q4run.kernels.attention.attend import MAX_HEAD_DIM
+from q4run.kernels.attention.attend import BLOCK, MAX_HEAD_DIM
 from q4run.kernels.attention.kinds import find_kind
 from q4run.kernels.attention.kinds.base import KVKind
 from q4run.kernels.attention.rows import KVRows
 from q4run.models.config import ModelConfig
-from q4run.models.parts import Attention
+from q4run.models.parts import Attention, KeptRows
 
 _CACHE_LINE = 64
 
@@ -19,13 +19,21 @@ _CACHE_LINE = 64
 def cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """Returns what a cache for ``context`` positions takes."""
     kind = find_kind(kv_type)
-    kept = (layer.attention.kept(context) for layer in config.layers)
+    kept = (_kept(layer.attention, context) for layer in config.layers)
     return sum(
         rows.n_positions
         * rows.n_head_kv
         * (kind.row_bytes(rows.key_dim) + kind.row_bytes(rows.value_dim))
         for rows in kept
     )
+
+
+def _kept(part: Attention, context: int) -> KeptRows:
+    """What is kept for a layer; a window's ring holds whole blocks of rows."""
+    kept = part.kept(context)
+    if part.window is None or kept.n_positions == context:
+        return kept
+    return kept._replace(n_positions=min(context, -(-kept.n_positions // BLOCK) * BLOCK))
 
 
 class KeysValues:
@@ -42,7 +50,7 @@ class KeysValues:
                 f"the model's heads have {longest} channels; q4run's attention takes at"
                 f" most {MAX_HEAD_DIM}"
             )
-        kept = part.kept(context)
+        kept = _kept(part, context)
         self.keys, self.values = (
             KVRows(
                 kind,
@@ -54,8 +62,11 @@ class KeysValues:
         )
         self._chunk_size = part.chunk_size
         self._window = part.window if kept.n_positions < context else None
-        self._n_positions = kept.n_positions
         self._n_written = 0  # behind it nothing was written, not even by a pass that broke off
+
+    @property
+    def _n_positions(self) -> int:
+        return int(self.keys.array.shape[1])
 
     @property
     def n_bytes(self) -> int:
@@ -203,6 +214,8 @@ class KVCache:
 
         Raises ValueError where the arrays do not fit; the cache is empty then.
         """
+        if "length" not in arrays:
+            raise ValueError("not what a cache saved: it has no length")
         length = int(arrays["length"])
         if not 0 <= length <= self.context:
             raise ValueError(f"{length} tokens do not fit into a context of {self.context}")

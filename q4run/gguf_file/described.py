@@ -39,14 +39,18 @@ def describe_file(
 def _tensor_info(
     path: Path, name: str, shape: tuple[int, ...], ggml_type: gguf.GGMLQuantizationType
 ) -> TensorInfo:
+    return TensorInfo(name, shape, ggml_type, path, 0, tensor_bytes(name, shape, ggml_type))
+
+
+def tensor_bytes(name: str, shape: tuple[int, ...], ggml_type: gguf.GGMLQuantizationType) -> int:
+    """What a tensor takes in a file; ``Error`` where its rows are not whole blocks of the type."""
     block_size, block_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
     if shape[-1] % block_size:
         raise Error(
             f"rows of {shape[-1]} values ({name}) are not whole {ggml_type.name.lower()} blocks"
             f" of {block_size}; choose another type"
         )
-    n_bytes = math.prod(shape) // block_size * block_bytes
-    return TensorInfo(name, shape, ggml_type, path, 0, n_bytes)
+    return math.prod(shape) // block_size * block_bytes
 
 
 def _entry(value: Any) -> Any:

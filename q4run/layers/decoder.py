@@ -150,8 +150,8 @@ class Transformer:
             x = np.array(tokens, np.float32)
         else:
             x = self._embedding.rows(tokens)
-            if self.config.embedding_scale != 1:
-                x *= np.float32(self.config.embedding_scale)
+            if (scale := self.config.embedding.scale) != 1:
+                x *= np.float32(scale)
         if timeline := self.store.events.timeline:
             timeline.lap(EMBEDDING)
         return x

@@ -23,7 +23,7 @@ class Head:
         self._product[0]["input"] = flat_input(self._normed, self._normed_int8)
         self._norm = weights.vector(norm)
         self._eps = np.float32(config.rms_norm_eps)
-        self._divisor, self._soft_cap = config.logit_divisor, config.soft_cap
+        self._divisor, self._soft_cap = config.head.divisor, config.head.soft_cap
 
     def __call__(self, pool: Pool, x: np.ndarray, logits: np.ndarray) -> None:
         """Fills logits, float32 (n_tokens, n_vocab), from x, float32 (n_tokens, n_embd)."""

@@ -272,13 +272,11 @@ def test_muons_steps_are_nearly_orthogonal() -> None:
     assert singular.max() < 1.3
 
 
-@pytest.mark.parametrize("n_processes", [2])
 def test_training_goes_on_from_a_checkpoint_bit_for_bit(
     corpus_folder: Path,
     tokenizer: Tokenizer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    n_processes: int,
 ) -> None:
     trained_on, held = read_corpus(corpus_folder)
     encoder = ChatEncoder(tokenizer)
@@ -287,7 +285,7 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(
         step_batches=2,
         batch_tokens=512,
         n_warmup=2,
-        n_processes=n_processes,
+        n_processes=2,
         checkpoint_steps=2,
         eval_steps=4,
     )

@@ -336,6 +336,7 @@ def test_what_is_of_another_conversation_is_refused():
     spoilt = {
         "keys of": KVCache(config, 60, "f16").save() | {"length": saved["length"]},
         "values of": saved | {"1.values": saved["1.values"][:, :12]},
+        "no length": {name: array for name, array in saved.items() if name != "length"},
         "not the arrays": {name: array for name, array in saved.items() if name != "1.keys"},
     }
     spoilt["keys of"]["0.n_written"] = saved["0.n_written"]

@@ -12,7 +12,6 @@ from q4run.models.rope import Rope
 # Tokens that a pass may add to a layer that keeps a window: their keys are written before it is
 # known which older ones are not needed any more.
 WINDOW_ROOM = 1024
-_BLOCK = 64  # keys that attention takes together: a ring of rows holds whole blocks
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,7 @@ class Attention:
         with a window that and what one pass may add."""
         n_positions = min(context, self.chunk_size or context)
         if self.window:
-            room = -(-(self.window + WINDOW_ROOM) // _BLOCK) * _BLOCK
-            n_positions = min(n_positions, room)
+            n_positions = min(n_positions, self.window + WINDOW_ROOM)
         return KeptRows(n_positions, self.n_head_kv, self.key_dim, self.value_dim)
 
     def n_pairs(self, length: int) -> int:
