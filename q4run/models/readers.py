@@ -112,7 +112,6 @@ def read_moe(
     experts = replace(read_experts(file, n_ff_expert, read_router(file, router), shared), norm=norm)
     dense = DenseFeedForward(n_ff, norm=norm)
     n_leading_dense = read_leading_dense(file)
-    step = read_interleave(file)
     return read_decoder(
         file,
         lambda i: Layer(attention, dense if i < n_leading_dense or (i + 1) % step else experts),

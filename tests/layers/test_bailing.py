@@ -13,6 +13,10 @@ import pytest
 from helpers.tiny_tokenizer import VOCAB_SIZE
 
 import q4run
+from q4run.budget import least_budget
+from q4run.experts.layout import read_layout
+from q4run.gguf_file import open_gguf
+from q4run.models import read_config
 
 N_LAYER, N_EMBD, N_HEAD, N_HEAD_KV, HEAD_DIM, N_ROT = 3, 48, 4, 2, 16, 8
 N_EXPERT, N_USED, N_GROUP, N_GROUP_USED = 8, 3, 4, 2
@@ -92,14 +96,42 @@ def made_weights() -> dict[str, np.ndarray]:
     return weights
 
 
-@pytest.fixture(scope="module")
-def weights() -> dict[str, np.ndarray]:
-    return made_weights()
+def with_biases(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same with biases of the experts' matrices."""
+    rng, biases = np.random.default_rng(4), {}
+    for name, values in weights.items():
+        if name.endswith("_exps.weight"):
+            shape = values.shape[:2]
+            biases[name.replace(".weight", ".bias")] = rng.standard_normal(shape).astype(np.float32)
+    return weights | biases
+
+
+def fused(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same as a file may store it: gate and up of the experts in one stack."""
+    stored = {}
+    for name, values in weights.items():
+        if "ffn_gate_exps" in name:
+            both = [values, weights[name.replace("gate_exps", "up_exps")]]
+            stored[name.replace("gate_exps", "gate_up_exps")] = np.concatenate(both, axis=1)
+        elif "ffn_up_exps" not in name:
+            stored[name] = values
+    return stored
+
+
+@pytest.fixture(scope="module", params=["plain", "biases", "fused"])
+def form(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def path(weights, tmp_path_factory) -> Path:
+def weights(form) -> dict[str, np.ndarray]:
+    return made_weights() if form == "plain" else with_biases(made_weights())
+
+
+@pytest.fixture(scope="module")
+def path(form, weights, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("ling") / "model.gguf"
+    stored = fused(weights) if form == "fused" else weights
     writer = gguf.GGUFWriter(path, "bailingmoe2")
     kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
     for key, value in KEYS.items():
@@ -107,7 +139,7 @@ def path(weights, tmp_path_factory) -> Path:
     writer.add_tokenizer_model("llama")
     writer.add_token_list([f"t{i}" for i in range(VOCAB_SIZE)])
     writer.add_token_scores([0.0] * VOCAB_SIZE)
-    for name, values in weights.items():
+    for name, values in stored.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -144,6 +176,11 @@ def attention(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
     return np.einsum("hqk,khd->qhd", shares, v).reshape(len(x), -1) @ w["attn_output.weight"].T
 
 
+def product(w: dict[str, np.ndarray], name: str, expert: int, x: np.ndarray) -> np.ndarray:
+    bias = w.get(f"{name}.bias")
+    return w[f"{name}.weight"][expert] @ x + (0 if bias is None else bias[expert])
+
+
 def experts(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
     out = silu(x @ w["ffn_gate_shexp.weight"].T) * (x @ w["ffn_up_shexp.weight"].T)
     out = out @ w["ffn_down_shexp.weight"].T
@@ -155,10 +192,10 @@ def experts(x: np.ndarray, w: dict[str, np.ndarray]) -> np.ndarray:
         allowed = np.isin(np.arange(N_EXPERT) // groups.shape[1], best)
         chosen = np.argsort(-np.where(allowed, choice, -np.inf))[:N_USED]
         for expert in chosen:
-            hidden = silu(w["ffn_gate_exps.weight"][expert] @ x[token])
-            hidden = hidden * (w["ffn_up_exps.weight"][expert] @ x[token])
+            hidden = silu(product(w, "ffn_gate_exps", expert, x[token]))
+            hidden = hidden * product(w, "ffn_up_exps", expert, x[token])
             weight = SCALE * own[expert] / own[chosen].sum()
-            out[token] += weight * (w["ffn_down_exps.weight"][expert] @ hidden)
+            out[token] += weight * product(w, "ffn_down_exps", expert, hidden)
     return out
 
 
@@ -185,3 +222,16 @@ def test_logits_are_those_of_the_plain_pass(weights, path, n_tokens):
     with q4run.load(path, context=64, kv_type="f32") as model:
         logits = model.logits(ids)
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_streamed_equals_resident(path):
+    ids = np.random.default_rng(5).integers(0, VOCAB_SIZE, 40).tolist()
+    with q4run.load(path, context=64, kv_type="f32") as model:
+        resident = model.logits(ids)
+    file = open_gguf(path)
+    config = read_config(file)
+    layout = read_layout(file, config)
+    budget = least_budget(file, config, layout, context=64, kv_type="f32")
+    with q4run.load(path, context=64, kv_type="f32", ram_budget=budget) as model:
+        assert not model.plan.all_resident
+        assert np.array_equal(model.logits(ids), resident)
