@@ -16,6 +16,8 @@ _OURS = ("model.", "lm_head")
 # What follows such a name; parameters that are no module's have nothing or `_bias` behind theirs.
 _ENDS = {WEIGHT: (".weight", ""), BIAS: (".bias", "_bias")}
 
+# Architectures that gguf has no table for, and one whose tensors are called the same.
+_NAMED_LIKE = {"hy_v3": "dots1"}
 NO_MORE: Mapping[MODEL_TENSOR, str] = MappingProxyType({})
 
 
@@ -31,6 +33,7 @@ class SourceNames:
     ) -> None:
         """more: names that gguf's table does not have, ``{bid}`` for the layer's number."""
         self._checkpoint = checkpoint
+        architecture = _NAMED_LIKE.get(architecture, architecture)
         arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
         self._names: dict[str, list[str]] = defaultdict(list)
         for name, (_, gguf_name) in gguf.get_tensor_name_map(arch, n_layer).mapping.items():

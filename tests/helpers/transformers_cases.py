@@ -16,7 +16,7 @@ _COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "intermediate_size": 96,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": None,
@@ -26,12 +26,16 @@ _COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MadeCase:
-    """A model of a class of transformers: ``architecture`` is what its GGUF calls it."""
+    """A model of a class of transformers: ``architecture`` is what its GGUF calls it.
+
+    ``differs_in_llama_cpp``: the file has what llama.cpp takes no notice of.
+    """
 
     name: str
     architecture: str
     config_class: str
     own: dict[str, Any]
+    differs_in_llama_cpp: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -129,6 +133,12 @@ MADE_CASES = [
     ),
     MadeCase("dots1", "dots1", "Dots1Config", _V3 | {"head_dim": 24, "norm_topk_prob": True}),
     MadeCase("dots1, two shared", "dots1", "Dots1Config", _V3 | {"n_shared_experts": 2}),
+    MadeCase(
+        "hy_v3", "hy_v3", "HYV3Config",
+        _MOE
+        | {"head_dim": 24, "num_hidden_layers": 3, "router_scaling_factor": 2.5}
+        | {"mlp_layer_types": ["dense", "sparse", "sparse"]},
+    ),
     MadeCase(
         "minimax-m2", "minimax-m2", "MiniMaxM2Config",
         _TWO | {"head_dim": 24, "rotary_dim": 12, "num_local_experts": 6, "num_experts_per_tok": 3},

@@ -4,7 +4,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from helpers.tiny_tokenizer import write_tokenizer
+from helpers.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
 from helpers.transformers_cases import MADE_CASES, N_TOKENS
 
 import q4run
@@ -20,9 +20,13 @@ from q4run.models import read_config
 TOLERANCE = 1e-4  # largest error over largest logit
 
 
-@pytest.mark.reference
-@pytest.mark.parametrize("case", MADE_CASES, ids=lambda case: case.name)
-def test_logits_match_transformers(case, tmp_path):
+# Of positions at which llama.cpp must hold the same token for the best, and how many there are.
+AGREEMENT, N_POSITIONS = 0.99, 300
+EACH_CASE = pytest.mark.parametrize("case", MADE_CASES, ids=lambda case: case.name)
+
+
+def make(case, folder):
+    """A random model of the case, as transformers has it; its checkpoint and GGUF in ``folder``."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(1)
     config = getattr(transformers, case.config_class)(**case.settings)
@@ -35,13 +39,23 @@ def test_logits_match_transformers(case, tmp_path):
             values.data = 1 + 0.3 * torch.randn_like(values)
         elif name.endswith(("bias", "sinks")):
             values.data = 0.3 * torch.randn_like(values)
-    model.save_pretrained(tmp_path)
-    write_tokenizer("llama", tmp_path)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, N_TOKENS).tolist()
+    model.save_pretrained(folder)
+    write_tokenizer("llama", folder)
+    convert(folder, folder / "model.gguf", type="f32")
+    return model, folder / "model.gguf"
+
+
+def some_ids(n):
+    return np.random.default_rng(0).integers(0, VOCAB_SIZE, n).tolist()
+
+
+@pytest.mark.reference
+@EACH_CASE
+def test_logits_match_transformers(case, tmp_path):
+    model, path = make(case, tmp_path)
+    torch, ids = pytest.importorskip("torch"), some_ids(N_TOKENS)
     with torch.no_grad():
         reference = model(torch.tensor([ids])).logits[0].numpy()
-    path = tmp_path / "model.gguf"
-    convert(tmp_path, path, type="f32")
     file = open_gguf(path)
     assert file.architecture == case.architecture
     declared = read_config(file)
@@ -60,6 +74,25 @@ def test_logits_match_transformers(case, tmp_path):
         with q4run.load(path, context=64, kv_type="f32", ram_budget=least(file, declared)) as few:
             assert not few.plan.all_resident
             assert np.array_equal(few.logits(ids), together)
+
+
+@pytest.mark.reference
+@EACH_CASE
+def test_llama_cpp_holds_the_same_token_for_the_best(case, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    _, path = make(case, tmp_path)
+    peer = llama_cpp.Llama(
+        str(path), n_ctx=512, n_threads=2, logits_all=True, verbose=False,
+        type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32,
+    )  # fmt: skip
+    ids = some_ids(N_POSITIONS)
+    peer.eval(ids)
+    if case.differs_in_llama_cpp:
+        return  # it is enough that the file loads there
+    with q4run.load(path, context=512, kv_type="f32") as loaded:
+        ours = loaded.logits(ids)
+    same = ours.argmax(axis=1) == peer.scores[:N_POSITIONS].argmax(axis=1)
+    assert same.mean() >= AGREEMENT
 
 
 def error_of(logits, reference):

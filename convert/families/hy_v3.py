@@ -1,0 +1,78 @@
+"""Hy3: Qwen3's attention, DeepSeek-V3's router, dense feed-forwards in the first layers."""
+
+from gguf import MODEL_TENSOR
+
+from q4run.convert.config import Config
+from q4run.convert.families.decoder import (
+    Draft,
+    Plan,
+    make_plan,
+    mtp_layers,
+    read_sizes,
+    start_metadata,
+)
+from q4run.convert.families.experts import add_expert_keys, read_expert_counts
+from q4run.convert.source.checkpoint import Checkpoint
+from q4run.errors import UnsupportedError
+from q4run.models.parts import DenseFeedForward, Experts, QKNorm, Router, Scores, SharedExpert
+
+ARCHITECTURES = ("HYV3ForCausalLM",)
+_MORE_NAMES = {
+    MODEL_TENSOR.FFN_GATE_INP: "model.layers.{bid}.mlp.router.gate",
+    MODEL_TENSOR.FFN_EXP_PROBS_B: "model.layers.{bid}.mlp.expert",
+}
+_DEFAULTS = {
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 13312,
+    "max_position_embeddings": 131072,
+    "moe_intermediate_size": 1536,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 80,
+    "num_key_value_heads": 8,
+    "num_shared_experts": 1,
+    "router_scaling_factor": 2.826,
+    "vocab_size": 120832,
+}
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """The GGUF of a Hy3 checkpoint (architecture ``hy_v3``)."""
+    config = checkpoint.config.with_defaults(_DEFAULTS)
+    sizes = read_sizes(checkpoint, config, default_theta=11158840.0)
+    sizes = sizes.with_attention(qk_norm=QKNorm.WEIGHTED)
+    n_ff = config.integer("moe_intermediate_size")
+    n_shared = config.integer("num_shared_experts", low=0)
+    scale = config.number("router_scaling_factor")
+    experts = Experts(
+        *read_expert_counts(config, config.key_of("num_experts", "num_local_experts"), (192, 8)),
+        n_ff,
+        Router(Scores.SIGMOID, scale=scale, selection_bias=True),
+        SharedExpert(n_shared * n_ff) if n_shared else None,
+    )
+    dense = DenseFeedForward(config.integer("intermediate_size"))
+    n_leading_dense = _n_leading_dense(config, sizes.n_layer)
+    metadata = start_metadata("hy_v3", config, sizes, default_eps=1e-5)
+    metadata.add_feed_forward_length(dense.n_ff)
+    metadata.add_leading_dense_block_count(n_leading_dense)
+    add_expert_keys(metadata, experts)
+    return make_plan(
+        Draft(checkpoint, metadata, config, sizes),
+        lambda i: dense if i < n_leading_dense else experts,
+        more_names=_MORE_NAMES,
+        mtp=mtp_layers(config, sizes.n_layer),
+    )
+
+
+def _n_leading_dense(config: Config, n_layer: int) -> int:
+    """How many layers come before the first with experts, as ``mlp_layer_types`` has it.
+
+    Raises UnsupportedError where a dense layer comes after that: GGUF cannot say so.
+    """
+    kinds = config.items("mlp_layer_types", str) or ["dense"] + ["sparse"] * (n_layer - 1)
+    n_dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+    if kinds != ["dense"] * n_dense + ["sparse"] * (n_layer - n_dense):
+        raise UnsupportedError(
+            f"{config.where}: mlp_layer_types is not some dense layers and then sparse ones"
+        )
+    return n_dense
