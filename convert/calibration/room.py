@@ -16,7 +16,7 @@ def working_bytes(config: ModelConfig, context: int) -> int:
         _attention_values(layer.attention, config.n_embd, context) for layer in config.layers
     )
     n_ff = max(n for layer in config.layers for n in widths(layer.feed_forward))
-    feed_forward = 3 * config.n_embd * n_ff + N_BATCH * (4 * config.n_embd + 4 * n_ff)
+    feed_forward = 3 * config.n_embd * n_ff + N_BATCH * (4 * config.n_embd + 8 * n_ff)
     return 4 * max(attention, feed_forward) + _READ_BYTES
 
 
@@ -24,7 +24,7 @@ def _attention_values(part: Attention, n_embd: int, context: int) -> int:
     """Of four matrices, of a window's vectors, and of the scores of heads that share their keys."""
     width = part.q_width + part.k_width
     scores = part.n_head // part.n_head_kv * N_QUERIES * context
-    return 2 * n_embd * width + context * (4 * n_embd + 5 * width) + 2 * scores
+    return 2 * n_embd * width + context * (4 * n_embd + 7 * width) + 2 * scores
 
 
 def widths(part: FeedForward) -> list[int]:
