@@ -1,4 +1,4 @@
-"""Hy3: Qwen3's attention, DeepSeek-V3's router, dense feed-forwards in the first layers."""
+"""Hy3: queries and keys normed head by head, DeepSeek-V3's router, a dense first layer."""
 
 from gguf import MODEL_TENSOR
 
@@ -17,10 +17,8 @@ from q4run.errors import UnsupportedError
 from q4run.models.parts import DenseFeedForward, Experts, QKNorm, Router, Scores, SharedExpert
 
 ARCHITECTURES = ("HYV3ForCausalLM",)
-_MORE_NAMES = {
-    MODEL_TENSOR.FFN_GATE_INP: "model.layers.{bid}.mlp.router.gate",
-    MODEL_TENSOR.FFN_EXP_PROBS_B: "model.layers.{bid}.mlp.expert",
-}
+# With `_bias` behind it, as released; what transformers calls it, gguf's table has.
+_SELECTION_BIAS = {MODEL_TENSOR.FFN_EXP_PROBS_B: "model.layers.{bid}.mlp.expert"}
 _DEFAULTS = {
     "head_dim": 128,
     "hidden_size": 4096,
@@ -37,21 +35,25 @@ _DEFAULTS = {
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """The GGUF of a Hy3 checkpoint (architecture ``hy_v3``)."""
+    """The GGUF of a Hy3 checkpoint (architecture ``hy_v3``), without the blocks that predict
+    further tokens (MTP)."""
     config = checkpoint.config.with_defaults(_DEFAULTS)
     sizes = read_sizes(checkpoint, config, default_theta=11158840.0)
     sizes = sizes.with_attention(qk_norm=QKNorm.WEIGHTED)
     n_ff = config.integer("moe_intermediate_size")
-    n_shared = config.integer("num_shared_experts", low=0)
-    scale = config.number("router_scaling_factor")
     experts = Experts(
         *read_expert_counts(config, config.key_of("num_experts", "num_local_experts"), (192, 8)),
         n_ff,
-        Router(Scores.SIGMOID, scale=scale, selection_bias=True),
-        SharedExpert(n_shared * n_ff) if n_shared else None,
+        Router(
+            Scores.SIGMOID,
+            scale=config.number("router_scaling_factor"),
+            selection_bias=True,
+            bare_selection_bias=True,
+        ),
+        SharedExpert(config.integer("num_shared_experts") * n_ff),
     )
     dense = DenseFeedForward(config.integer("intermediate_size"))
-    n_leading_dense = _n_leading_dense(config, sizes.n_layer)
+    n_leading_dense = _read_leading_dense(config, sizes.n_layer)
     metadata = start_metadata("hy_v3", config, sizes, default_eps=1e-5)
     metadata.add_feed_forward_length(dense.n_ff)
     metadata.add_leading_dense_block_count(n_leading_dense)
@@ -59,20 +61,22 @@ def plan(checkpoint: Checkpoint) -> Plan:
     return make_plan(
         Draft(checkpoint, metadata, config, sizes),
         lambda i: dense if i < n_leading_dense else experts,
-        more_names=_MORE_NAMES,
+        more_names=_SELECTION_BIAS,
         mtp=mtp_layers(config, sizes.n_layer),
     )
 
 
-def _n_leading_dense(config: Config, n_layer: int) -> int:
-    """How many layers come before the first with experts, as ``mlp_layer_types`` has it.
+def _read_leading_dense(config: Config, n_layer: int) -> int:
+    """Reads how many layers come before the first with experts.
 
-    Raises UnsupportedError where a dense layer comes after that: GGUF cannot say so.
+    Raises UnsupportedError where dense ones follow it.
     """
-    kinds = config.items("mlp_layer_types", str) or ["dense"] + ["sparse"] * (n_layer - 1)
-    n_dense = kinds.index("sparse") if "sparse" in kinds else len(kinds)
-    if kinds != ["dense"] * n_dense + ["sparse"] * (n_layer - n_dense):
-        raise UnsupportedError(
-            f"{config.where}: mlp_layer_types is not some dense layers and then sparse ones"
-        )
+    kinds = config.items("mlp_layer_types", str)
+    if kinds is None:
+        return min(n_layer, config.integer("first_k_dense_replace", 1, low=0))
+    if len(kinds) != n_layer or not set(kinds) <= {"dense", "sparse"}:
+        raise config.bad("mlp_layer_types", f"dense or sparse for each of {n_layer} layers")
+    n_dense = kinds.count("dense")
+    if "dense" in kinds[n_dense:]:
+        raise UnsupportedError(f"{config.where}: dense layers after those with experts")
     return n_dense

@@ -48,7 +48,7 @@ def role_of(name: str, n_dimensions: int) -> Role:
     kind = name.removesuffix(".weight").rpartition(".")[2]
     if kind.startswith(("rope_freqs", "rope_factors")):
         return Role.ROPE_FACTORS
-    if name.endswith(".bias") or kind == "attn_sinks":
+    if name.endswith(".bias") or kind in ("attn_sinks", "exp_probs_b"):
         return Role.BIAS
     if kind.startswith("ffn_gate_inp"):
         return Role.ROUTER

@@ -23,6 +23,7 @@ from q4run.models.config import (
     read_per_layer,
 )
 from q4run.models.parts import (
+    BARE,
     BIAS,
     Attention,
     DenseFeedForward,
@@ -61,13 +62,15 @@ def read_router(file: GGUFFile, default: Router) -> Router:
         n_group_used = 1
     elif n_group_used > n_group:
         raise FormatError(f"{file.path}: {n_group_used} of {n_group} groups of experts are used")
+    bare = in_any_layer(file, MODEL_TENSOR.FFN_EXP_PROBS_B, BARE)
     return replace(
         default,
         scores=_SCORES[gating] if gating else default.scores,
         renormalise=file.get_bool(f"{arch}.expert_weights_norm", default.renormalise),
         scale=read_multiplier(file, "expert_weights_scale", default.scale),
         bias=in_any_layer(file, MODEL_TENSOR.FFN_GATE_INP, BIAS),
-        selection_bias=in_any_layer(file, MODEL_TENSOR.FFN_EXP_PROBS_B, BIAS),
+        selection_bias=bare or in_any_layer(file, MODEL_TENSOR.FFN_EXP_PROBS_B, BIAS),
+        bare_selection_bias=bare,
         n_group=n_group,
         n_group_used=n_group_used,
     )
@@ -99,29 +102,31 @@ def read_moe(
     *,
     norm: MODEL_TENSOR = MODEL_TENSOR.FFN_NORM,
     step: int = 1,
+    default_leading_dense: int = 0,
 ) -> ModelConfig:
     """Reads a decoder whose layers all have that attention and, but for the first few, experts
     (MOE_KEYS).
 
-    router: what holds where the file does not say; norm: what the file calls the norm before the
-    feed-forward; step: from one layer with experts to the next, as `read_interleave` has it.
+    router, default_leading_dense: what holds where the file does not say; norm: what the file calls
+    the norm before the feed-forward; step: from one layer with experts to the next, as
+    `read_interleave` has it.
     """
     n_ff = read_n_ff(file, "feed_forward_length")
     n_ff_expert = read_n_ff(file, "expert_feed_forward_length", n_ff)
     shared = read_shared(file, n_ff_expert)
     experts = replace(read_experts(file, n_ff_expert, read_router(file, router), shared), norm=norm)
     dense = DenseFeedForward(n_ff, norm=norm)
-    n_leading_dense = read_leading_dense(file)
+    n_leading_dense = read_leading_dense(file, default_leading_dense)
     return read_decoder(
         file,
         lambda i: Layer(attention, dense if i < n_leading_dense or (i + 1) % step else experts),
     )
 
 
-def read_leading_dense(file: GGUFFile) -> int:
-    """Reads how many layers come before the first with experts (LEADING_DENSE_KEYS); 0 without."""
+def read_leading_dense(file: GGUFFile, default: int = 0) -> int:
+    """Reads how many layers come before the first with experts (LEADING_DENSE_KEYS)."""
     key = f"{file.architecture}.leading_dense_block_count"
-    return file.get_int(key, 0, maximum=n_blocks(file))
+    return file.get_int(key, default, maximum=n_blocks(file))
 
 
 def read_interleave(file: GGUFFile, default: int = 1) -> int:

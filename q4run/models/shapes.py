@@ -50,6 +50,7 @@ def _normed(kind: QKNorm, **more: Any) -> dict[str, Any]:
 
 _BIASED = {"qkv_bias": True}
 _CORRECTED = {"router": Router(Scores.SIGMOID, selection_bias=True)}
+_HY_V3_ROUTER = replace(_CORRECTED["router"], bare_selection_bias=True)
 _FORMS = {
     "bailingmoe2": Form(_normed(QKNorm.WEIGHTED, fused_qkv=True), _CORRECTED),
     "dots1": Form(_normed(QKNorm.WEIGHTED), _CORRECTED),
@@ -67,7 +68,7 @@ _FORMS = {
     ),
     "granitemoe": Form(expert_key=False),
     "hunyuan-moe": Form(_normed(QKNorm.WEIGHTED_AFTER_ROPE)),
-    "hy_v3": Form(_normed(QKNorm.WEIGHTED), _CORRECTED),
+    "hy_v3": Form(_normed(QKNorm.WEIGHTED), {"router": _HY_V3_ROUTER}),
     "llama": Form(expert_key=False),
     "llama4": Form(shared=1, dense=2, step_key=True),
     "minimax-m2": Form(_normed(QKNorm.WHOLE), _CORRECTED, expert_key=False),

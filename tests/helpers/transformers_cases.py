@@ -68,6 +68,7 @@ _V3 = {
     "routed_scaling_factor": 2.5,
 }
 _ALPHA = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 50.0, "factor": 1.0}
+_HY_V3 = _MOE | {"num_hidden_layers": 3}
 _ERNIE = {
     "num_hidden_layers": 3,
     "moe_intermediate_size": 32,
@@ -134,12 +135,6 @@ MADE_CASES = [
     MadeCase("dots1", "dots1", "Dots1Config", _V3 | {"head_dim": 24, "norm_topk_prob": True}),
     MadeCase("dots1, two shared", "dots1", "Dots1Config", _V3 | {"n_shared_experts": 2}),
     MadeCase(
-        "hy_v3", "hy_v3", "HYV3Config",
-        _MOE
-        | {"head_dim": 24, "num_hidden_layers": 3, "router_scaling_factor": 2.5}
-        | {"mlp_layer_types": ["dense", "sparse", "sparse"]},
-    ),
-    MadeCase(
         "minimax-m2", "minimax-m2", "MiniMaxM2Config",
         _TWO | {"head_dim": 24, "rotary_dim": 12, "num_local_experts": 6, "num_experts_per_tok": 3},
     ),
@@ -156,6 +151,14 @@ MADE_CASES = [
         "hunyuan-moe, alpha", "hunyuan-moe", "HunYuanMoEV1Config",
         _TWO | {"head_dim": 24, "num_experts": 6, "moe_topk": [3, 3]}
         | {"rope_parameters": _ALPHA},
+    ),
+    MadeCase(
+        "hy_v3", "hy_v3", "HYV3Config",
+        _HY_V3 | {"head_dim": 24, "router_scaling_factor": 2.5, "num_shared_experts": 2},
+    ),
+    MadeCase(
+        "hy_v3, two dense", "hy_v3", "HYV3Config",
+        _HY_V3 | {"mlp_layer_types": ["dense", "dense", "sparse"], "head_dim": 16},
     ),
     MadeCase("granite", "granite", "GraniteConfig", _TWO | _GRANITE),
     MadeCase(

@@ -11,7 +11,17 @@ from q4run.gguf_file import GGUFFile, describe_file
 from q4run.layers.decoder import check_all_declared
 from q4run.models import read_config
 from q4run.models.config import n_layers, read_attention, read_experts, read_n_ff
-from q4run.models.parts import BIAS, WEIGHT, QKNorm, Router, Scores, SharedExpert, tensor_name
+from q4run.models.parts import (
+    BARE,
+    BIAS,
+    WEIGHT,
+    Experts,
+    QKNorm,
+    Router,
+    Scores,
+    SharedExpert,
+    tensor_name,
+)
 from q4run.models.readers import (
     read_qk_norm,
     read_router,
@@ -133,6 +143,16 @@ def test_optional_tensors_are_seen():
     assert not read_experts(file_of(), 32, Router()).fused_gate_up
     tensors = layer_tensor(MODEL_TENSOR.FFN_GATE_UP_EXP, shape=(8, 64, 64))
     assert read_experts(file_of(tensors), 32, Router()).fused_gate_up
+
+
+@pytest.mark.parametrize("suffix", [BARE, BIAS])
+def test_a_selection_bias_is_known_by_either_name(suffix):
+    file = file_of(layer_tensor(MODEL_TENSOR.FFN_EXP_PROBS_B, suffix))
+    router = read_router(file, Router())
+    assert router.selection_bias
+    declared = Experts(8, 2, 32, router).tensors(64, 0)
+    (bias,) = (t for t in declared if t.kind is MODEL_TENSOR.FFN_EXP_PROBS_B)
+    assert bias.name in file.tensors
 
 
 def test_a_soft_cap_of_0_is_none():

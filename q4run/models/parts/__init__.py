@@ -18,9 +18,10 @@ from q4run.models.parts.feed_forward import (
     SharedExpert,
 )
 from q4run.models.parts.layer import Layer
-from q4run.models.parts.tensors import BIAS, WEIGHT, Part, Role, Tensor, by_kind, tensor_name
+from q4run.models.parts.tensors import BARE, BIAS, WEIGHT, Part, Role, Tensor, by_kind, tensor_name
 
 __all__ = [
+    "BARE",
     "BIAS",
     "WEIGHT",
     "Activation",

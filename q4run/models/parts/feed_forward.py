@@ -72,6 +72,7 @@ class Router:
     n_group: int = 1
     n_group_used: int = 1
     on_input: bool = False  # weights multiply what the experts get, not what they give
+    bare_selection_bias: bool = False  # the selection bias is named without an end in the file
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Experts:
             tensors.append(Tensor(kind, per_expert, Role.BIAS, layer, BIAS))
         if router.selection_bias:
             kind = MODEL_TENSOR.FFN_EXP_PROBS_B
-            tensors.append(Tensor(kind, per_expert, Role.BIAS, layer, BIAS))
+            bare = router.bare_selection_bias
+            tensors.append(Tensor(kind, per_expert, Role.BIAS, layer, BIAS, bare))
         stacks = self._stacks(n_embd)
         tensors += [
             Tensor(kind, (self.n_expert, n_rows, n_cols), Role.EXPERT, layer)

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from gguf import MODEL_TENSOR, TENSOR_NAMES
 
 WEIGHT, BIAS = "weight", "bias"
+BARE = ""  # the end of a name that has none
 
 
 class Role(Enum):
@@ -25,7 +26,8 @@ class Role(Enum):
 class Tensor(NamedTuple):
     """A tensor that a part reads; ``shape`` is in numpy's order, ``layer`` None outside layers.
 
-    ``suffix``: the end of its name, ``weight`` or ``bias``.
+    ``suffix``: what it is for its kind, ``weight`` or ``bias``, which ends its name unless that is
+    ``bare``.
     """
 
     kind: MODEL_TENSOR
@@ -33,16 +35,18 @@ class Tensor(NamedTuple):
     role: Role = Role.MATRIX
     layer: int | None = None
     suffix: str = WEIGHT
+    bare: bool = False
 
     @property
     def name(self) -> str:
         """The name in a GGUF file."""
-        return tensor_name(self.kind, self.layer, self.suffix)
+        return tensor_name(self.kind, self.layer, BARE if self.bare else self.suffix)
 
 
 def tensor_name(kind: MODEL_TENSOR, layer: int | None = None, suffix: str = WEIGHT) -> str:
     """Returns the GGUF name of a tensor of this kind, e.g. the query matrix of layer 3."""
-    return f"{TENSOR_NAMES[kind].format(bid=layer)}.{suffix}"
+    name = TENSOR_NAMES[kind].format(bid=layer)
+    return f"{name}.{suffix}" if suffix else name
 
 
 def by_kind(tensors: Iterable[Tensor], suffix: str = WEIGHT) -> dict[MODEL_TENSOR, Tensor]:
