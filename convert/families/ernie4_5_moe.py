@@ -1,5 +1,7 @@
 """ERNIE 4.5 with experts: a softmax router whose choice a bias corrects."""
 
+from gguf import MODEL_TENSOR
+
 from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, read_expert_counts
 from q4run.convert.source.checkpoint import Checkpoint
@@ -8,6 +10,10 @@ from q4run.models.parts import DenseFeedForward, Experts, Router, SharedExpert
 
 ARCHITECTURES = ("Ernie4_5_MoeForCausalLM",)
 _ROUTER = Router(selection_bias=True)
+# With `_bias` behind it, as a state dict taken from transformers 5 has it.
+_SELECTION_BIAS = {
+    MODEL_TENSOR.FFN_EXP_PROBS_B: "model.layers.{bid}.mlp.gate.moe_statics.e_score_correction"
+}
 _DEFAULTS = {
     "hidden_size": 2560,
     "intermediate_size": 12288,
@@ -46,5 +52,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
     return make_plan(
         Draft(checkpoint, metadata, config, sizes),
         lambda i: dense if i < n_leading_dense or (i + 1) % step else experts,
+        more_names=_SELECTION_BIAS,
         mtp=r"^model\.mtp_",
     )

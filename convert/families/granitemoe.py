@@ -1,5 +1,7 @@
 """Granite 3 with experts in every layer."""
 
+from gguf import MODEL_TENSOR
+
 from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import ExpertSource, add_expert_keys, read_expert_counts
 from q4run.convert.families.granite import DEFAULTS, add_multipliers
@@ -11,6 +13,12 @@ _EXPERTS = ExpertSource(
     stacks=("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight"),
     count_key="num_local_experts",
 )
+# What a state dict taken from transformers 5 calls experts and router.
+_IN_MEMORY = ExpertSource(
+    stacks=("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"),
+    count_key=_EXPERTS.count_key,
+)
+_ROUTER = {MODEL_TENSOR.FFN_GATE_INP: "model.layers.{bid}.block_sparse_moe.router"}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
@@ -24,9 +32,11 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_feed_forward_length(n_ff)
     add_expert_keys(metadata, experts)
     add_multipliers(metadata, config)
+    in_memory = checkpoint.has(f"model.layers.0.{_IN_MEMORY.stacks[0]}")
     return make_plan(
         Draft(checkpoint, metadata, config, sizes),
         lambda _: experts,
         pair_rows=True,
-        experts=_EXPERTS,
+        experts=_IN_MEMORY if in_memory else _EXPERTS,
+        more_names=_ROUTER,
     )

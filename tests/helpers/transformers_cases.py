@@ -1,11 +1,15 @@
 """Tiny models that transformers makes at random and q4run converts: a family's traps in each.
 
-``settings`` go to the configuration class; names of classes only, so that reading this needs no
-torch.
+``settings`` go to the configuration class; names of classes only, so that reading the cases needs
+no torch. Where it is missing, what makes models skips the test.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
+
+import numpy as np
+import pytest
 
 from helpers.tiny_tokenizer import VOCAB_SIZE
 
@@ -217,3 +221,27 @@ MADE_CASES = [
         | {"rope_parameters": _GROWING | {"mscale_all_dim": 0.5, "factor": 16.0}},
     ),
 ]  # fmt: skip
+
+
+def make_model(case: MadeCase) -> Any:
+    """The model with random weights, always the same: norms and biases too."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    config = getattr(transformers, case.config_class)(**case.settings)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    # All 1 or 0 where nobody trained them: a missing one would not be seen.
+    for name, values in chain(model.named_parameters(), model.named_buffers()):
+        if "norm" in name:
+            values.data = 1 + 0.3 * torch.randn_like(values)
+        elif name.endswith(("bias", "sinks")):
+            values.data = 0.3 * torch.randn_like(values)
+    return model
+
+
+def logits_of(model: Any, ids: list[int]) -> np.ndarray:
+    """The logits of every token, in float32."""
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()

@@ -1,11 +1,9 @@
 """Logits of tiny random models of each family against transformers, all in float32."""
 
-from itertools import chain
-
 import numpy as np
 import pytest
 from helpers.tiny_tokenizer import VOCAB_SIZE, write_tokenizer
-from helpers.transformers_cases import MADE_CASES, N_TOKENS
+from helpers.transformers_cases import MADE_CASES, N_TOKENS, logits_of, make_model
 
 import q4run
 from q4run.budget import least_budget
@@ -27,18 +25,7 @@ EACH_CASE = pytest.mark.parametrize("case", MADE_CASES, ids=lambda case: case.na
 
 def make(case, folder):
     """A random model of the case, as transformers has it; its checkpoint and GGUF in ``folder``."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    torch.manual_seed(1)
-    config = getattr(transformers, case.config_class)(**case.settings)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", dtype=torch.float32
-    ).eval()
-    # All 1 or 0 where nobody trained them: a missing one would not be seen.
-    for name, values in chain(model.named_parameters(), model.named_buffers()):
-        if "norm" in name:
-            values.data = 1 + 0.3 * torch.randn_like(values)
-        elif name.endswith(("bias", "sinks")):
-            values.data = 0.3 * torch.randn_like(values)
+    model = make_model(case)
     model.save_pretrained(folder)
     write_tokenizer("llama", folder)
     convert(folder, folder / "model.gguf", type="f32")
@@ -53,9 +40,8 @@ def some_ids(n):
 @EACH_CASE
 def test_logits_match_transformers(case, tmp_path):
     model, path = make(case, tmp_path)
-    torch, ids = pytest.importorskip("torch"), some_ids(N_TOKENS)
-    with torch.no_grad():
-        reference = model(torch.tensor([ids])).logits[0].numpy()
+    ids = some_ids(N_TOKENS)
+    reference = logits_of(model, ids)
     file = open_gguf(path)
     assert file.architecture == case.architecture
     declared = read_config(file)
