@@ -4,6 +4,7 @@
 no torch. Where it is missing, what makes models skips the test.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -43,8 +44,8 @@ class MadeCase:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings that the configuration class gets."""
-        return _COMMON | self.own
+        """All settings that the configuration class gets, which writes into what it is given."""
+        return deepcopy(_COMMON | self.own)
 
 
 _GROWING = {
