@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
+from helpers.rewriting import read_arrays, read_facts, rewrite
 from helpers.tiny_checkpoints import CASES, make_checkpoint
 
 import q4run
@@ -31,36 +31,20 @@ def padded(x: np.ndarray, n_head: int, dim: int) -> np.ndarray:
 
 def lengthen(source: Path, target: Path, key_dim: int, value_dim: int) -> None:
     """The same model with zeros behind its heads, and queries that make up for the scale."""
-    reader = gguf.GGUFReader(source)
-    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    facts = {name.partition(".")[2]: field.contents() for name, field in fields.items()}
+    facts, arrays = read_facts(source), read_arrays(source)
     n_head, n_head_kv = facts["attention.head_count"], facts["attention.head_count_kv"]
-    before = facts["attention.key_length"]
-    writer = gguf.GGUFWriter(target, facts["architecture"])
-    for name, field in fields.items():
-        value = field.contents()
-        if name.endswith("attention.key_length"):
-            value = key_dim
-        elif name.endswith("attention.value_length"):
-            value = value_dim
-        if name not in ("general.architecture", "general.alignment"):
-            sub_type = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(name, value, field.types[0], sub_type)
-    for tensor in reader.tensors:
-        x = np.array(tensor.data)
-        if "attn_q." in tensor.name:
-            x = padded(x, n_head, key_dim) * np.float32((key_dim / before) ** 0.5)
-        elif "attn_k." in tensor.name:
-            x = padded(x, n_head_kv, key_dim)
-        elif "attn_v." in tensor.name:
-            x = padded(x, n_head_kv, value_dim)
-        elif "attn_output." in tensor.name:
-            x = padded(x.T.copy(), n_head, value_dim).T.copy()
-        writer.add_tensor(tensor.name, x)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    growth = np.float32((key_dim / facts["attention.key_length"]) ** 0.5)
+    for name, x in arrays.items():
+        if "attn_q." in name:
+            arrays[name] = padded(x, n_head, key_dim) * growth
+        elif "attn_k." in name:
+            arrays[name] = padded(x, n_head_kv, key_dim)
+        elif "attn_v." in name:
+            arrays[name] = padded(x, n_head_kv, value_dim)
+        elif "attn_output." in name:
+            arrays[name] = padded(x.T.copy(), n_head, value_dim).T.copy()
+    lengths = {"attention__key_length": key_dim, "attention__value_length": value_dim}
+    rewrite(source, target, arrays, **lengths)
 
 
 @pytest.mark.parametrize("more", [(8, 0), (0, 40), (56, 8)])
