@@ -19,6 +19,8 @@ from q4run.models.parts import DenseFeedForward, Experts, QKNorm, Router, Scores
 ARCHITECTURES = ("HYV3ForCausalLM",)
 # With `_bias` behind it, as released; what transformers calls it, gguf's table has.
 _SELECTION_BIAS = {MODEL_TENSOR.FFN_EXP_PROBS_B: "model.layers.{bid}.mlp.expert"}
+# What every Hy3 has in transformers, whatever these keys of released checkpoints say.
+_ALWAYS = ("moe_router_enable_expert_bias", "moe_router_use_sigmoid", "qk_norm", "route_norm")
 _DEFAULTS = {
     "head_dim": 128,
     "hidden_size": 4096,
@@ -40,6 +42,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
     config = checkpoint.config.with_defaults(_DEFAULTS)
     sizes = read_sizes(checkpoint, config, default_theta=11158840.0)
     sizes = sizes.with_attention(qk_norm=QKNorm.WEIGHTED)
+    for key in _ALWAYS:
+        if not config.flag(key, True):
+            raise UnsupportedError(f"{config.where}: a model without {key} is not supported")
     n_ff = config.integer("moe_intermediate_size")
     experts = Experts(
         *read_expert_counts(config, config.key_of("num_experts", "num_local_experts"), (192, 8)),

@@ -63,6 +63,7 @@ _SILENT = frozenset(
         "decoder_start_token_id",
         "expert_group_used_count",
         "pooling_type",
+        "rope.dimension_sections",  # which of a picture's positions turns a pair; in text all agree
         "tensor_data_layout",
         "vocab_size",
     }
@@ -139,7 +140,6 @@ _CHANGES_NOTHING: dict[str, tuple[Any, ...]] = {
     "rescale_every_n_layers": _NOTHING,
     "residual_scale": _ONCE,
     "rope.dimension_count_swa": _NOTHING,
-    "rope.dimension_sections": _NOTHING,
     "rope.freq_base_swa": _NOTHING,
     "rope.scaling.alpha": _ONCE,
     "rope.scaling.finetuned": (True,),

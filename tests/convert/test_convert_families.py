@@ -107,6 +107,7 @@ REFUSED = [
     ("glm4moe", {"topk_group": 3}, "topk_group is 3, but must be at most n_group"),
     ("hunyuan-moe", {"moe_topk": [3, 2]}, "moe_topk differs from layer to layer"),
     ("hy_v3", {"mlp_layer_types": ["dense", "sparse", "dense"]}, "dense layers after those"),
+    ("hy_v3", {"route_norm": False}, "without route_norm is not supported"),
     ("hy_v3", {"mlp_layer_types": ["dense", "sparse"]}, "mlp_layer_types is .*, but must be dense"),
     ("hy_v3", {"mlp_layer_types": ["dense", "moe", "moe"]}, "mlp_layer_types is .*, but must be"),
 ]
