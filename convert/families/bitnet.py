@@ -3,7 +3,7 @@
 from gguf import MODEL_TENSOR
 
 from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
-from q4run.convert.families.notes import ignored_by_llama_cpp
+from q4run.convert.families.notes import ignored_by_llama_cpp, not_loaded_by_llama_cpp
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
 from q4run.models.bitnet import ACTIVATION_KEY, ACTIVATIONS
@@ -44,6 +44,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata.add_string(f"bitnet.{ACTIVATION_KEY}", activation)
     ignored = [] if activation == "silu" else [f"bitnet.{ACTIVATION_KEY}"]
     notes = ignored_by_llama_cpp(ignored)
+    notes += not_loaded_by_llama_cpp("it takes the embeddings for the output", not sizes.tied)
     return make_plan(
         Draft(checkpoint, metadata, config, sizes),
         lambda _: feed_forward,

@@ -2,6 +2,7 @@
 
 from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, read_expert_counts, read_v3_router
+from q4run.convert.families.notes import notes_on_heads
 from q4run.convert.families.windows import refuse_window_layers
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.models.parts import DenseFeedForward, Experts, QKNorm, SharedExpert
@@ -45,4 +46,5 @@ def plan(checkpoint: Checkpoint) -> Plan:
     return make_plan(
         Draft(checkpoint, metadata, config, sizes),
         lambda i: dense if i < n_leading_dense else experts,
+        notes=notes_on_heads(sizes.attention),
     )

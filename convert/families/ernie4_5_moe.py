@@ -4,6 +4,7 @@ from gguf import MODEL_TENSOR
 
 from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, read_expert_counts
+from q4run.convert.families.notes import not_loaded_by_llama_cpp
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
 from q4run.models.parts import DenseFeedForward, Experts, Router, SharedExpert
@@ -53,5 +54,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
         Draft(checkpoint, metadata, config, sizes),
         lambda i: dense if i < n_leading_dense or (i + 1) % step else experts,
         more_names=_SELECTION_BIAS,
+        notes=not_loaded_by_llama_cpp("it takes every layer to have experts", step != 1),
         mtp=r"^model\.mtp_",
     )

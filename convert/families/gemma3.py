@@ -18,7 +18,7 @@ from q4run.convert.families.windows import add_window_layers
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.convert.tensors import plus_one
 from q4run.errors import UnsupportedError
-from q4run.models.gemma3 import LOCAL_THETA, LOCAL_THETA_KEY, WINDOW_PERIOD, default_scale
+from q4run.models.gemma3 import LOCAL_THETA, WINDOW_PERIOD, default_scale
 from q4run.models.parts import DenseFeedForward, QKNorm, Role
 from q4run.models.rope import RopeScaling
 
@@ -55,17 +55,15 @@ def plan(checkpoint: Checkpoint) -> Plan:
     feed_forward = DenseFeedForward(config.integer("intermediate_size"), post_norm=True)
     metadata = start_metadata("gemma3", config, sizes, default_eps=1e-6)
     metadata.add_feed_forward_length(feed_forward.n_ff)
-    notes = add_window_layers(metadata, config, sizes.n_layer, WINDOW_PERIOD)
-    ignored = []
+    add_window_layers(metadata, config, sizes.n_layer, WINDOW_PERIOD)
     local_theta = _local_theta(config, sizes.attention.key_dim)
     if local_theta != LOCAL_THETA:
         metadata.add_rope_freq_base_swa(local_theta)
-        ignored.append(f"gemma3.{LOCAL_THETA_KEY}")
     scale = config.number("query_pre_attn_scalar") ** -0.5
-    attention = sizes.attention
+    attention, notes = sizes.attention, []
     if scale != default_scale(sizes.n_layer, sizes.n_embd, attention.n_head, attention.key_dim):
         metadata.add_attention_scale(scale)
-        ignored.append("gemma3.attention.scale")
+        notes = ignored_by_llama_cpp(["gemma3.attention.scale"])
     if "final_logit_softcapping" in config:
         metadata.add_final_logit_softcapping(config.number("final_logit_softcapping"))
     names = SourceNames(checkpoint, "gemma3", sizes.n_layer)
@@ -73,7 +71,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
         replace(tensor, read=plus_one(tensor.read)) if tensor.role is Role.NORM else tensor
         for tensor in decoder_tensors(checkpoint, sizes, names, lambda _: feed_forward)
     )
-    notes += ignored_by_llama_cpp(ignored)
     return finish_plan(
         Draft(checkpoint, metadata, config, sizes), tensors, notes=notes, vision=VISION
     )

@@ -72,13 +72,13 @@ def plan(checkpoint: Checkpoint) -> Plan:
     yarn = sizes.rope.rope.scaling.yarn
     if yarn and yarn.truncate:  # a runtime takes the other for granted in this family
         metadata.add_bool(f"gpt-oss.{YARN_TRUNCATE}", True)
-    notes = add_window_layers(metadata, config, sizes.n_layer, WINDOW_PERIOD)
+    add_window_layers(metadata, config, sizes.n_layer, WINDOW_PERIOD)
     names = SourceNames(checkpoint, "gpt-oss", sizes.n_layer)
     tensors = list(start_tensors(checkpoint, sizes, names))
     for layer in range(sizes.n_layer):
         tensors += attention_tensors(checkpoint, sizes, layer, names, pair_rows=False)
         tensors += _expert_tensors(checkpoint, experts, sizes.n_embd, layer, names)
-    return finish_plan(Draft(checkpoint, metadata, config, sizes), tensors, notes=notes)
+    return finish_plan(Draft(checkpoint, metadata, config, sizes), tensors)
 
 
 def _expert_tensors(

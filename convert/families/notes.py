@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from q4run.models.parts import Attention
+
 
 def ignored_by_llama_cpp(keys: Iterable[str]) -> list[str]:
     """Returns a line about keys that llama.cpp takes no notice of, or none where there are none."""
@@ -10,6 +12,18 @@ def ignored_by_llama_cpp(keys: Iterable[str]) -> list[str]:
     if not listed:
         return []
     return [f"llama.cpp ignores {listed}: its results with this file differ from q4run's"]
+
+
+def not_loaded_by_llama_cpp(reason: str, applies: bool) -> list[str]:
+    """Returns a line where llama.cpp cannot load the file for this reason, if that ``applies``."""
+    return [f"llama.cpp does not load this file: {reason}"] if applies else []
+
+
+def notes_on_heads(attention: Attention) -> list[str]:
+    """Returns a line where heads share keys in a family whose keys llama.cpp takes to be as wide as
+    its queries."""
+    shares = attention.n_head_kv != attention.n_head
+    return not_loaded_by_llama_cpp("heads of its kind share no keys there", shares)
 
 
 def left_out_notes(names: Sequence[str], *, mtp: str = "", vision: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from q4run.convert.families.decoder import Draft, Plan, make_plan, read_sizes, start_metadata
 from q4run.convert.families.experts import add_expert_keys, notes_on_norm, read_expert_counts
+from q4run.convert.families.notes import notes_on_heads
 from q4run.convert.source.checkpoint import Checkpoint
 from q4run.errors import UnsupportedError
 from q4run.models.parts import Experts, QKNorm, Router
@@ -32,5 +33,5 @@ def plan(checkpoint: Checkpoint) -> Plan:
     metadata = start_metadata("olmoe", config, sizes, default_eps=1e-5)
     metadata.add_feed_forward_length(n_ff)
     add_expert_keys(metadata, experts)
-    notes = notes_on_norm(metadata, router, in_llama_cpp=False)
+    notes = notes_on_norm(metadata, router, in_llama_cpp=False) + notes_on_heads(sizes.attention)
     return make_plan(Draft(checkpoint, metadata, config, sizes), lambda _: experts, notes=notes)

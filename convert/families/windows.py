@@ -3,7 +3,6 @@
 import gguf
 
 from q4run.convert.config import Config
-from q4run.convert.families.notes import ignored_by_llama_cpp
 from q4run.errors import FormatError, UnsupportedError
 
 
@@ -30,19 +29,17 @@ def refuse_window_layers(config: Config) -> None:
         )
 
 
-def add_window_layers(
-    metadata: gguf.GGUFWriter, config: Config, n_layer: int, period: int
-) -> list[str]:
+def add_window_layers(metadata: gguf.GGUFWriter, config: Config, n_layer: int, period: int) -> None:
     """Writes the window and, where not all but every ``period``-th layer have it, which do.
 
-    Returns a note where llama.cpp does not read that. Raises UnsupportedError for layers of an
-    unknown type, FormatError where the list has another length than the layers.
+    Raises UnsupportedError for layers of an unknown type, FormatError where the list has another
+    length than the layers.
     """
     metadata.add_sliding_window(config.integer("sliding_window"))
     usual = [(i + 1) % period != 0 for i in range(n_layer)]
     kinds = config.items("layer_types", str)
     if kinds is None:
-        return []
+        return
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown:
         raise UnsupportedError(
@@ -53,7 +50,5 @@ def add_window_layers(
             f"{config.where}: layer_types has {len(kinds)} entries for {n_layer} layers"
         )
     has_window = [kind == "sliding_attention" for kind in kinds]
-    if has_window == usual:
-        return []
-    metadata.add_sliding_window_pattern(has_window)
-    return ignored_by_llama_cpp([f"{metadata.arch}.attention.sliding_window_pattern"])
+    if has_window != usual:
+        metadata.add_sliding_window_pattern(has_window)

@@ -31,16 +31,12 @@ _COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class MadeCase:
-    """A model of a class of transformers: ``architecture`` is what its GGUF calls it.
-
-    ``differs_in_llama_cpp``: the file has what llama.cpp takes no notice of.
-    """
+    """A model of a class of transformers: ``architecture`` is what its GGUF calls it."""
 
     name: str
     architecture: str
     config_class: str
     own: dict[str, Any]
-    differs_in_llama_cpp: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,7 +122,12 @@ MADE_CASES = [
         _TWO | _MOE | {"shared_expert_intermediate_size": 80, "norm_topk_prob": True},
     ),
     MadeCase(
-        "olmoe", "olmoe", "OlmoeConfig", _TWO | {"num_experts": 6, "num_experts_per_tok": 3}
+        "olmoe", "olmoe", "OlmoeConfig",
+        _TWO | {"num_experts": 6, "num_experts_per_tok": 3, "num_key_value_heads": 4},
+    ),
+    MadeCase(
+        "olmoe, renormalised and shared keys", "olmoe", "OlmoeConfig",
+        _TWO | {"num_experts": 6, "num_experts_per_tok": 3, "norm_topk_prob": True},
     ),
     MadeCase(
         "glm4moe", "glm4moe", "Glm4MoeConfig",
@@ -137,7 +138,10 @@ MADE_CASES = [
         "glm4moe, Air", "glm4moe", "Glm4MoeConfig",
         _V3 | {"n_shared_experts": 2, "first_k_dense_replace": 0, "norm_topk_prob": False},
     ),
-    MadeCase("dots1", "dots1", "Dots1Config", _V3 | {"head_dim": 24, "norm_topk_prob": True}),
+    MadeCase(
+        "dots1", "dots1", "Dots1Config",
+        _V3 | {"head_dim": 24, "norm_topk_prob": True, "num_key_value_heads": 4},
+    ),
     MadeCase("dots1, two shared", "dots1", "Dots1Config", _V3 | {"n_shared_experts": 2}),
     MadeCase(
         "minimax-m2", "minimax-m2", "MiniMaxM2Config",
@@ -170,7 +174,7 @@ MADE_CASES = [
         "granitemoe", "granitemoe", "GraniteMoeConfig",
         _TWO | _GRANITE | {"num_local_experts": 6, "num_experts_per_tok": 3},
     ),
-    MadeCase("gemma3", "gemma3", "Gemma3TextConfig", _GEMMA),
+    MadeCase("gemma3", "gemma3", "Gemma3TextConfig", _GEMMA | {"query_pre_attn_scalar": 24}),
     MadeCase(
         "gemma3, own settings", "gemma3", "Gemma3TextConfig",
         _GEMMA
@@ -184,7 +188,8 @@ MADE_CASES = [
             }
         },
     ),
-    MadeCase("phi3", "phi3", "Phi3Config", _TWO | {"sliding_window": 20}),
+    MadeCase("phi3", "phi3", "Phi3Config", _TWO | {"sliding_window": None}),
+    MadeCase("phi3, window", "phi3", "Phi3Config", _TWO | {"sliding_window": 20}),
     MadeCase(
         "phi3, long", "phi3", "Phi3Config",
         _TWO
@@ -200,7 +205,11 @@ MADE_CASES = [
         | {"original_max_position_embeddings": 16, "truncate": True}},
     ),
     MadeCase("bitnet", "bitnet", "BitNetConfig", _TWO | {"tie_word_embeddings": True}),
-    MadeCase("bitnet, silu", "bitnet", "BitNetConfig", _TWO | {"hidden_act": "silu"}),
+    MadeCase(
+        "bitnet, silu", "bitnet", "BitNetConfig",
+        _TWO | {"hidden_act": "silu", "tie_word_embeddings": True},
+    ),
+    MadeCase("bitnet, untied", "bitnet", "BitNetConfig", _TWO),
     MadeCase("smollm3", "smollm3", "SmolLM3Config", {"num_hidden_layers": 5, "head_dim": 24}),
     MadeCase(
         "smollm3, own layers",
