@@ -13,6 +13,8 @@ from q4run.kernels.products.strips import padded_rows
 from q4run.layers.workspace import workspace_bytes
 from q4run.machine.memory import available_memory, total_memory
 from q4run.models.config import ModelConfig
+from q4run.models.names import role_of
+from q4run.models.parts import Role
 from q4run.sizes import format_size
 from q4run.weights import embedding_bytes
 
@@ -188,14 +190,15 @@ def _round_up(n_bytes: int) -> int:
 
 
 def _dense_bytes(file: GGUFFile, config: ModelConfig) -> int:
-    """The tensors that stay in RAM: no experts, and the embedding only if it is the head too."""
+    """The tensors that stay in RAM: no experts, no blocks of MTP, and the embedding only if it is
+    the head too."""
     total = 0
     for name, tensor in file.tensors.items():
         fmt = find_format(tensor.type)
-        if name in config.streamed or fmt is None:
+        if not config.is_resident(name) or fmt is None:
             continue
-        if len(tensor.shape) < 2:
-            total += 4 * tensor.n_elements  # vectors are held as float32 whatever their type
+        if len(tensor.shape) < 2 or role_of(name, len(tensor.shape)) is Role.BIAS:
+            total += 4 * tensor.n_elements  # held as float32 whatever their type
         else:
             n_rows = tensor.n_elements // tensor.shape[-1]
             total += fmt.in_ram.row_bytes(tensor.shape[-1]) * padded_rows(n_rows)

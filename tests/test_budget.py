@@ -30,6 +30,7 @@ from q4run.layers.workspace import workspace_bytes
 from q4run.machine.huge_pages import Blocks
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
+from q4run.planning.work import Work, count_work
 from q4run.sizes import parse_size
 
 N_VOCAB, N_EMBD, N_FF, N_LAYERS = 320, 256, 512, 3
@@ -122,6 +123,9 @@ class Opened:
             context=context,
             kv_type=kv_type,
         )
+
+    def work(self) -> Work:
+        return count_work(self.file, self.config, self.layout, "f16")
 
     def works(self, ram_budget: int, context: int = 64) -> bool:
         try:
@@ -392,3 +396,28 @@ def test_types_without_kernels_are_planned_as_they_are_in_ram(model, machine):
     model = copy(model)
     model.file = replace(model.file, tensors={**model.file.tensors, **extra})
     assert model.plan(10**9).dense == before.dense + 16 * 512 * 34 // 32 + 4 * 256 + 4
+
+
+def test_blocks_that_predict_further_tokens_take_nothing(model, machine):
+    last = model.file.tensors[f"blk.{N_LAYERS - 1}.attn_q.weight"]
+    extra = {
+        f"blk.{N_LAYERS}.attn_q.weight": last,
+        f"blk.{N_LAYERS}.nextn.eh_proj.weight": last,
+        f"blk.{N_LAYERS}.attn_norm.weight": model.file.tensors["output_norm.weight"],
+    }
+    skipping = copy(model)
+    skipping.config = replace(model.config, n_mtp_layers=1)
+    skipping.file = replace(model.file, tensors=model.file.tensors | extra)
+    assert skipping.plan(10**9).dense == model.plan(10**9).dense
+    assert skipping.work().dense == model.work().dense
+    assert skipping.work().prompt_weights == model.work().prompt_weights
+
+
+def test_biases_of_experts_are_held_as_float32_and_are_no_matrices(model, machine):
+    name, shape = "blk.0.ffn_down_exps.bias", (3, N_EMBD)
+    fmt = gguf.GGMLQuantizationType.F16
+    bias = TensorInfo(name, shape, fmt, model.file.path, 0, 2 * 3 * N_EMBD)
+    biased = copy(model)
+    biased.file = replace(model.file, tensors={**model.file.tensors, name: bias})
+    assert biased.plan(10**9).dense == model.plan(10**9).dense + 4 * 3 * N_EMBD
+    assert biased.work().dense == model.work().dense

@@ -84,6 +84,10 @@ class ModelConfig:
         layer, n_layers = layer_of(name), len(self.layers)
         return layer is not None and n_layers <= layer < n_layers + self.n_mtp_layers
 
+    def is_resident(self, name: str) -> bool:
+        """Tells whether a tensor of the file is held in RAM while the model runs."""
+        return name not in self.streamed and not self.skips(name)
+
     @property
     def ropes(self) -> list[Rope]:
         """The rotations that layers have, each once."""

@@ -10,6 +10,8 @@ from q4run.gguf_file import GGUFFile, TensorInfo
 from q4run.kernels.formats import find_format
 from q4run.kernels.products.strips import padded_rows
 from q4run.models.config import ModelConfig
+from q4run.models.names import role_of
+from q4run.models.parts import Role
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ def count_work(file: GGUFFile, config: ModelConfig, layout: ExpertLayout, kv_typ
     dense: Counter[str] = Counter()
     prompt: Counter[str] = Counter()
     for name, tensor in file.tensors.items():
-        if name in config.streamed or find_format(tensor.type) is None or len(tensor.shape) < 2:
+        if not config.is_resident(name) or find_format(tensor.type) is None:
+            continue
+        if len(tensor.shape) < 2 or role_of(name, len(tensor.shape)) is Role.BIAS:
             continue
         kind = tensor.type.name.lower()
         dense[kind] += _ram_bytes(tensor)
