@@ -10,6 +10,7 @@ import pytest
 from helpers.real_models import N_CHARACTERS, PACKAGES, WINDOW, fetch
 
 import q4run
+from q4run.generation.conversation import Conversation
 from q4run.generation.perplexity import measure
 from q4run.generation.sampler import Sampler, SamplingParameters
 from q4run.text.windows import cut_windows
@@ -74,3 +75,14 @@ def test_perplexity_is_llama_cpps(name, model, shared_data):
     report = measure(model.session, cut_windows(model.tokenizer, model.tokenize(text), WINDOW))
     expected = STORED[name]["perplexity"]
     assert abs(report.perplexity.value / expected - 1) < PERPLEXITY
+
+
+def test_a_chat_knows_the_capital_of_france(name, model):
+    """llama.cpp says the same words. Without a system message of ours both begin "L'Étoile"."""
+    if model.template is None:
+        pytest.skip("a base model: it has no chat template")
+    model.session.clear()
+    greedily, system = SamplingParameters(temperature=0), "You answer in one sentence."
+    conversation = Conversation(model, greedily, system=system, max_tokens=32)
+    with conversation.ask("What is the capital of France?") as turn:
+        assert "".join(turn) == "The capital of France is Paris."
