@@ -61,7 +61,7 @@ PROMPTS = {
 }
 N_TOKENS = 64
 # Of the wiki text: so many characters, in windows of so many tokens.
-N_CHARACTERS, WINDOW = 60_000, 512
+N_CHARACTERS, WINDOW = 9_000, 512
 
 
 def fetch(name: str, folder: Path) -> Path:

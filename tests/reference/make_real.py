@@ -25,8 +25,10 @@ from make_llama_cpp import greedy, load_model, prompt_logits  # noqa: E402
 def main() -> None:
     """Asks every model, and writes the file anew."""
     folder, text = Path(sys.argv[1]), Path(sys.argv[2]).read_text(encoding="utf-8")[:N_CHARACTERS]
-    made = {"llama_cpp_python": llama_cpp.__version__}
-    made |= {name: ask(fetch(name, folder), PROMPTS[name], text) for name in PACKAGES}
+    made: dict[str, Any] = {"llama_cpp_python": llama_cpp.__version__}
+    for name in PACKAGES:
+        made[name] = ask(fetch(name, folder), PROMPTS[name], text)
+        print(f"{name}: {made[name]['perplexity']:.4f}", flush=True)
     (HERE / "real.json").write_text(json.dumps(made, indent=1) + "\n")
 
 
@@ -48,9 +50,8 @@ def perplexity(model: llama_cpp.Llama, text: str) -> float:
         window = ids[start : start + WINDOW]
         if model._model.add_bos_token():
             window[0] = model.token_bos()
-        logits = prompt_logits(model, window).astype(np.float64)
         first = WINDOW // 2
-        rows = logits[first : WINDOW - 1]
+        rows = prompt_logits(model, window)[first : WINDOW - 1].astype(np.float64)
         norm = np.log(np.exp(rows - rows.max(axis=1, keepdims=True)).sum(axis=1))
         norm += rows.max(axis=1)
         nll.append(norm - rows[np.arange(len(rows)), window[first + 1 :]])
