@@ -214,12 +214,12 @@ class KVCache:
 
         Raises ValueError where the arrays do not fit; the cache is empty then.
         """
+        self.rewind(0)
         if "length" not in arrays:
             raise ValueError("not what a cache saved: it has no length")
         length = int(arrays["length"])
         if not 0 <= length <= self.context:
             raise ValueError(f"{length} tokens do not fit into a context of {self.context}")
-        self.length = 0
         for i, state in enumerate(self._states):
             begin = f"{i}."
             state.load({k.removeprefix(begin): v for k, v in arrays.items() if k.startswith(begin)})
