@@ -30,7 +30,7 @@ from q4run.models.rope_keys import ROPE_DEFAULTS, RopeDefaults, read_rope
 
 # Bounds on what a file may claim, far above any known model: what is allocated follows from them.
 _MAX_LAYERS = 4096
-_MAX_WIDTH = 1 << 20
+MAX_WIDTH = 1 << 20
 _MAX_EXPERTS = 1 << 16
 
 Element = TypeVar("Element", int, bool)
@@ -237,12 +237,12 @@ def _read_width(
     full_key = f"{file.architecture}.{key}"
     if file.metadata.array(full_key) is None:
         return file.get_int(
-            full_key, ... if default is None else default, minimum=1, maximum=_MAX_WIDTH
+            full_key, ... if default is None else default, minimum=1, maximum=MAX_WIDTH
         )
     widths = read_per_layer(file, key, file.get_array(full_key, int))
     if layer is None and len(set(widths)) > 1:
         raise UnsupportedError(f"{file.path}: {full_key} differs from layer to layer")
     width = widths[layer or 0]
-    if not 1 <= width <= _MAX_WIDTH:
+    if not 1 <= width <= MAX_WIDTH:
         raise FormatError(f"{file.path}: {full_key} is {width} in layer {layer or 0}")
     return width

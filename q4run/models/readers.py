@@ -12,6 +12,7 @@ from gguf import MODEL_TENSOR, ExpertGatingFuncType
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile
 from q4run.models.config import (
+    MAX_WIDTH,
     ModelConfig,
     has_tensor,
     in_any_layer,
@@ -81,12 +82,11 @@ def read_shared(file: GGUFFile, n_ff: int) -> SharedExpert | None:
 
     Its matrices tell its width better than the keys do, which files fill in differently.
     """
-    count = file.get_int(f"{file.architecture}.expert_shared_count", 0)
-    width = 0
-    if count:
-        width = read_n_ff(file, "expert_shared_feed_forward_length", count * n_ff)
-    elif f"{file.architecture}.expert_shared_feed_forward_length" in file.metadata:
-        width = file.get_int(f"{file.architecture}.expert_shared_feed_forward_length")
+    arch = file.architecture
+    count = file.get_int(f"{arch}.expert_shared_count", 0, maximum=MAX_WIDTH // n_ff)
+    width = file.get_int(
+        f"{arch}.expert_shared_feed_forward_length", count * n_ff, maximum=MAX_WIDTH
+    )
     for layer in range(n_layers(file)):
         if has_tensor(file, MODEL_TENSOR.FFN_UP_SHEXP, layer):
             width = file.tensor(tensor_name(MODEL_TENSOR.FFN_UP_SHEXP, layer)).shape[0]

@@ -60,8 +60,9 @@ PROMPTS = {
     "gemma-3-270m-q4_k_m": list(BEGINNINGS),
 }
 N_TOKENS = 64
-# Of the wiki text: so many characters, in windows of so many tokens.
-N_CHARACTERS, WINDOW = 9_000, 512
+# Of the wiki text's beginning: so many characters, and of those so many windows of tokens.
+N_CHARACTERS, WINDOW = 70_000, 512
+N_WINDOWS = {"smollm2-135m-instruct-q4_1": 28, "gemma-3-270m-q4_k_m": 8}
 
 
 def fetch(name: str, folder: Path) -> Path:

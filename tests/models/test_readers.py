@@ -9,7 +9,7 @@ from gguf import MODEL_TENSOR, GGMLQuantizationType
 from q4run.errors import FormatError, UnsupportedError
 from q4run.gguf_file import GGUFFile, describe_file
 from q4run.layers.decoder import check_all_declared
-from q4run.models import read_config
+from q4run.models import hy_v3, read_config
 from q4run.models.config import n_layers, read_attention, read_experts, read_n_ff
 from q4run.models.parts import (
     BARE,
@@ -23,6 +23,7 @@ from q4run.models.parts import (
     tensor_name,
 )
 from q4run.models.readers import (
+    read_moe,
     read_qk_norm,
     read_router,
     read_shared,
@@ -30,6 +31,7 @@ from q4run.models.readers import (
     read_window,
     read_window_pattern,
 )
+from q4run.models.rope_keys import NEOX
 
 KEYS: dict[str, Any] = {
     "context_length": 64,
@@ -99,6 +101,23 @@ def test_the_shared_experts_matrices_tell_its_width():
     tensors = layer_tensor(MODEL_TENSOR.FFN_UP_SHEXP, shape=(48, 64))
     tensors |= layer_tensor(MODEL_TENSOR.FFN_GATE_INP_SHEXP, shape=(64,))
     assert read_shared(file_of(tensors, expert_shared_count=2), 32) == SharedExpert(48, True)
+
+
+def test_a_shared_experts_width_has_a_bound():
+    attention = read_attention(file_of(), NEOX)
+    keys = ("expert_shared_count", "expert_shared_feed_forward_length", "feed_forward_length")
+    for key in keys:
+        with pytest.raises(FormatError, match=f"{key} is {2**40}"):
+            read_moe(file_of(**{key: 2**40}), attention, Router())
+
+
+def test_hy_v3_is_dense_before_the_first_router():
+    shape = (8, 64)
+    routers = {tensor_name(MODEL_TENSOR.FFN_GATE_INP, layer): shape for layer in (1, 2)}
+    layers = hy_v3.read_config(file_of(routers, block_count=3)).layers
+    assert [isinstance(layer.feed_forward, Experts) for layer in layers] == [False, True, True]
+    layers = hy_v3.read_config(file_of(routers, block_count=3, leading_dense_block_count=2)).layers
+    assert [isinstance(layer.feed_forward, Experts) for layer in layers] == [False, False, True]
 
 
 def test_windows():
