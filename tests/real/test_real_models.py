@@ -65,7 +65,7 @@ def test_greedy_answers_are_llama_cpps_or_part_at_a_near_tie(name, model):
         if at is None:
             assert ours == theirs
         elif expected["leads"][at] >= NEAR_TIE:
-            exact = expected["exact"][at]
+            exact = expected["exact"][str(at)]
             apart = exact[str(theirs[at])] - exact[str(ours[at])]
             assert apart < NEAR_TIE, (expected["prompt"], at, expected["leads"][at])
 

@@ -5,8 +5,8 @@
 FOLDER takes the models, which are fetched by pip. Needs llama-cpp-python (the [bench] extra). Two
 threads, no flash attention, an f16 KV cache. An entry of `greedy` is as in llama_cpp.json, and
 `exact` beside it has what llama.cpp makes of the same weights in float32, with float32 keys and
-values: for each generated token the {id: logit} of the likeliest. `perplexity` is over the windows
-that `q4run perplexity --context 512` cuts.
+values: by the number of a generated token whose lead is small, but no near tie, the {id: logit} of
+the likeliest. `perplexity` is over the windows that `q4run perplexity --context 512` cuts.
 """
 
 import json
@@ -32,7 +32,8 @@ from helpers.real_models import (  # noqa: E402
 )
 from make_llama_cpp import greedy, load_model, prompt_logits  # noqa: E402
 
-N_LIKELY = 6
+N_LIKELY = 4
+SMALL_LEADS = (0.3, 1.0)
 
 
 def main() -> None:
@@ -86,11 +87,13 @@ def add_exact(path: Path, answers: list[dict[str, Any]]) -> None:
     for entry in answers:
         begin = len(entry["prompt_ids"]) - 1
         rows = prompt_logits(model, entry["prompt_ids"] + entry["generated_ids"])[begin:-1]
-        likeliest = np.argsort(rows, axis=1)[:, : -N_LIKELY - 1 : -1]
-        entry["exact"] = [
-            {str(i): round(float(row[i]), 3) for i in ids}
-            for ids, row in zip(likeliest, rows, strict=True)
-        ]
+        entry["exact"] = {
+            str(at): {
+                str(i): round(float(row[i]), 3) for i in np.argsort(row)[: -N_LIKELY - 1 : -1]
+            }
+            for at, (row, lead) in enumerate(zip(rows, entry["leads"], strict=True))
+            if SMALL_LEADS[0] <= lead < SMALL_LEADS[1]
+        }
 
 
 def perplexity(model: llama_cpp.Llama, text: str, n_windows: int) -> float:
