@@ -146,7 +146,7 @@ def test_only_whole_pages_are_given_back():
 PROGRAM = """
     import sys, numpy as np, q4run
     path, budget = sys.argv[1:]
-    with q4run.load(path, int(budget), context=1024) as model:
+    with q4run.load(path, int(budget), context=4096) as model:
         heard = []
         model.tell_of_slots(heard.append)
         model.session.feed(list(range(300)))  # every slot is in use
