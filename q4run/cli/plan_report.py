@@ -17,7 +17,6 @@ from q4run.planning.forecast import Speed
 from q4run.sizes import format_size
 from q4run.terminal import printable
 
-_BUSY = 0.2  # of the processor
 _WORTH_SAYING = 0.97  # slower than so
 
 
@@ -202,10 +201,11 @@ def _remarks(planner: Planner, row: Row) -> list[str]:
         f"With {threads}, memory of {machine.memory / 1e9:.1f} GB/s and a disk of"
         f" {machine.disk / 1e9:.1f} GB/s. Experts are taken to be used evenly, the worst case."
     ]
-    if machine.busy_share > _BUSY:
+    if machine.load.is_high:
         remarks.append(
-            f"Other programs take {100 * machine.busy_share:.0f} % of the processor now: what is"
-            " measured meanwhile comes out too low; --measure repeats it."
+            f"Other programs took {100 * machine.load.cpu:.0f} % of the processor and"
+            f" {100 * machine.load.disk:.0f} % of what the disk gave while this was measured: it"
+            " comes out too low. It is measured again when they are done."
         )
     if row.forecast.cached:
         remarks.append("The page cache holds the whole file, once it was read: no disk then.")

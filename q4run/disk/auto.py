@@ -50,11 +50,12 @@ def choose_method(name: str, paths: Sequence[Path], all_in_ram: bool, free_bytes
         return Choice("pread", "the page cache can hold the whole file")
     if n_bytes < FEWEST_BYTES:
         return Choice("direct", "the page cache cannot hold the file", keep_cached=False)
-    speeds, when = known_speeds(paths)
-    if speeds is None:
+    known = known_speeds(paths)
+    if known is None:
         return Choice("direct", "the disk could not be measured", keep_cached=False)
+    speeds = known.speeds
     name = best_candidate(speeds)
     direct = best_direct(speeds)
     figures = f"direct {direct / 1e9:.1f} GB/s, pread {speeds['pread'] / 1e9:.1f} GB/s"
     method, n_readers = CANDIDATES[name]
-    return Choice(method, f"{figures} from this disk, {when}", n_readers, keep_cached=False)
+    return Choice(method, f"{figures} from this disk, {known.when}", n_readers, keep_cached=False)

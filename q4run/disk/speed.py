@@ -10,12 +10,14 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from q4run.disk.methods import METHODS
 from q4run.errors import Error
 from q4run.machine.cores import usable_cores
-from q4run.machine.notes import FOLDER, add_notes, counts_still, now, read_notes
+from q4run.machine.load import Load
+from q4run.machine.notes import FOLDER, Notes
 
 # More than one, for a disk has more than one read under way, and readers interleave besides. Few
 # cores have the computation to do, and a slow disk gains nothing (docs/experiments.md).
@@ -23,7 +25,7 @@ N_READERS = 4 if usable_cores() <= 4 else 8
 MOST_READERS = 2 * N_READERS  # where the disk was measured to gain by it
 # One read is at most about this long: several threads share a large expert.
 PIECE_BYTES = 1 << 20
-# What each disk gave, by the number of its device: bytes per second by candidate, and when.
+# What each disk gave, by the number of its device and the candidates.
 _NOTES = FOLDER / "disks.json"
 # A map is no choice: page faults of many threads are slow everywhere, and on macOS have ended in
 # kernel panics.
@@ -44,24 +46,31 @@ _ROUNDS = 4  # of all candidates in turn: a disk's speed drifts
 FEWEST_BYTES = 64 * PIECE_BYTES
 
 
+@dataclass(frozen=True)
+class DiskSpeeds:
+    """speeds: bytes per second by candidate; when: these were measured, in words; load: what other
+    programs took meanwhile."""
+
+    speeds: Mapping[str, float]
+    when: str
+    load: Load = field(default_factory=Load)
+
+
 def known_speeds(
     paths: Sequence[Path], *, anew: bool = False, seconds: float = SECONDS
-) -> tuple[dict[str, float] | None, str]:
-    """What the disk of a model's files gives to each candidate, in bytes per second, and when that
-    was measured: within the last day, or (``anew``) just now, for so many seconds. None where
-    nothing could be.
+) -> DiskSpeeds | None:
+    """What the disk of a model's files gives: as measured within the last day, or (``anew``) just
+    now, for so many seconds. None where nothing could be measured.
     """
-    speeds = None if anew else remembered_speeds(paths[0])
-    if speeds is not None:
-        return speeds, "as measured before"
+    notes = Notes(_NOTES, paths[0], anew=anew)
     try:
-        speeds = measure(paths, seconds)
+        speeds, just_now = notes.figures(_device(paths[0]), lambda: measure(paths, seconds))
     except (OSError, EOFError) as error:
         raise Error(f"the model cannot be read: {error}") from error
     if not all(speeds.values()):
-        return None, ""
-    _remember(paths[0], speeds)
-    return speeds, "measured just now"
+        return None
+    when = "measured just now" if just_now else "as measured before"
+    return DiskSpeeds(speeds, when + (", beside other programs" * notes.load.is_high), notes.load)
 
 
 def best_candidate(speeds: Mapping[str, float]) -> str:
@@ -146,20 +155,10 @@ def _is_cached(file: int, offset: int) -> bool:
 
 
 def _device(path: Path) -> str:
-    return f"{path.stat().st_dev:x}"
+    return f"{path.stat().st_dev:x} {', '.join(CANDIDATES)}"
 
 
-def remembered_speeds(path: Path) -> dict[str, float] | None:
+def remembered_speeds(path: Path) -> DiskSpeeds | None:
     """What was measured on the disk that ``path`` is on; None where nothing usable is known."""
-    try:
-        known = read_notes(_NOTES)[_device(path)]
-        if not counts_still(known["when"]):
-            return None
-        return {name: float(known[name]) for name in CANDIDATES}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _remember(path: Path, speeds: dict[str, float]) -> None:
-    rounded = {name: round(speed) for name, speed in speeds.items()}
-    add_notes(_NOTES, {_device(path): rounded | {"when": now()}})
+    speeds = Notes(_NOTES).known(_device(path))
+    return DiskSpeeds(speeds, "as measured before") if speeds else None

@@ -3,22 +3,26 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 
-from q4run.disk.speed import best_candidate, is_measurable, known_speeds, remembered_speeds
+from q4run.disk.speed import (
+    DiskSpeeds,
+    best_candidate,
+    is_measurable,
+    known_speeds,
+    remembered_speeds,
+)
 from q4run.errors import Error
 from q4run.kernels.compiling.compile import CACHE_FOLDER
 from q4run.kernels.formats import Format
 from q4run.kernels.threads.pool import ThreadPool
 from q4run.machine.cores import choose_threads, usable_cores
 from q4run.machine.interrupts import ending_cleanly
-from q4run.machine.notes import FOLDER, add_notes, counts_still, now, read_notes
+from q4run.machine.load import Load
+from q4run.machine.notes import FOLDER, Notes
 from q4run.models.config import ModelConfig
 from q4run.models.parts import Attention
 from q4run.planning.attention_speed import AttentionSpeed, measure_attention
@@ -31,7 +35,6 @@ _NOTES = FOLDER / "speeds.json"
 _PROBE_BYTES = 256 << 20
 # Long enough for the ups and downs of a disk that others use too.
 _DISK_S = 3.0
-_LOOK_S = 0.2  # at what other programs do
 # What tells notes of other kernels, and of other figures, apart.
 _KERNELS = f"{CACHE_FOLDER.name} {' '.join(one.name for one in fields(KernelSpeed))}"
 # Where a core's speed is given instead of measured, roughly as on a Zen 4: what its kernels give
@@ -75,8 +78,8 @@ class MachineSpeed:
     disk: float
     kernels: Mapping[str, KernelSpeed]
     attention: AttentionSpeed
-    # Of this machine's processors, taken by other programs now.
-    busy_share: float = field(default=0.0, compare=False)
+    # What other programs took while any of it was measured.
+    load: Load = field(default_factory=Load, compare=False)
 
     def kernel(self, name: str) -> KernelSpeed:
         """Of a type; of those that hold next to nothing of a model, the slowest measured."""
@@ -103,15 +106,15 @@ def find_speeds(
     else:
         threads = choose_threads(given.threads)
     own = min(threads, usable_cores())
-    notes = {} if anew else read_notes(_NOTES)
+    notes = Notes(_NOTES, anew=anew)
     n_steps = len(formats) + 2
     told = progress or (lambda what, done, total: None)
 
     told("measuring", 0, n_steps)
-    own_memory = busy_share = 0.0
+    own_memory = 0.0
     if given.memory is None or given.core is None:
-        busy_share = psutil.cpu_percent(_LOOK_S) / 100
-        own_memory = _noted(notes, f"memory {own}", lambda: {"memory": read_limit(own)})["memory"]
+        noted, _ = notes.figures(f"memory {own}", lambda: {"memory": read_limit(own)})
+        own_memory = noted["memory"]
     memory = given.memory or own_memory
     kernels = {}
     for step, fmt in enumerate(formats, 1):
@@ -128,29 +131,26 @@ def find_speeds(
         per_thread = attention.decode / own
         attention = replace(attention, decode=min(memory, threads * per_thread))
     told("measuring the disk", n_steps - 1, n_steps)
-    disk = given.disk or disk_speed(paths, anew=anew)
-    add_notes(_NOTES, notes)
-    return MachineSpeed(threads, memory, disk, kernels, attention, busy_share)
+    disk, load = (given.disk, Load()) if given.disk else disk_speed(paths, anew=anew)
+    return MachineSpeed(threads, memory, disk, kernels, attention, notes.load | load)
 
 
-def _kernel_speed(fmt: Format, notes: dict[str, Any], threads: int) -> KernelSpeed:
+def _kernel_speed(fmt: Format, notes: Notes, threads: int) -> KernelSpeed:
     def measure() -> dict[str, float]:
         with ThreadPool(threads) as pool:
             return asdict(measure_kernels(fmt, pool.state, threads))
 
-    return KernelSpeed(**_noted(notes, f"{fmt.name} {threads} {_KERNELS}", measure))
+    return KernelSpeed(**notes.figures(f"{fmt.name} {threads} {_KERNELS}", measure)[0])
 
 
-def _attention_speed(
-    part: Attention, kv_type: str, notes: dict[str, Any], threads: int
-) -> AttentionSpeed:
+def _attention_speed(part: Attention, kv_type: str, notes: Notes, threads: int) -> AttentionSpeed:
     def measure() -> dict[str, float]:
         with ThreadPool(threads) as pool:
             return asdict(measure_attention(part, kv_type, pool.state, threads))
 
     heads = f"{part.n_head} {part.n_head_kv} {part.key_dim}"
     name = f"attention {heads} {kv_type} {threads} {CACHE_FOLDER.name}"
-    return AttentionSpeed(**_noted(notes, name, measure))
+    return AttentionSpeed(**notes.figures(name, measure)[0])
 
 
 def _elsewhere(
@@ -185,19 +185,19 @@ def _usual_attention(core: float, threads: int, memory: float) -> AttentionSpeed
     )
 
 
-def disk_speed(paths: Sequence[Path], *, anew: bool = False) -> float:
-    """Bytes per second of the way that ``--io auto`` takes, of these files' disk; remembered or
-    (``anew``) measured. Raises Error where it cannot be."""
+def disk_speed(paths: Sequence[Path], *, anew: bool = False) -> tuple[float, Load]:
+    """Bytes per second of the way that ``--io auto`` takes, of these files' disk, remembered or
+    (``anew``) measured; and what other programs did meanwhile. Raises Error where it cannot be."""
     if paths and is_measurable(paths):
-        speeds, _ = known_speeds(paths, anew=anew, seconds=_DISK_S)
+        known = known_speeds(paths, anew=anew, seconds=_DISK_S)
     else:
-        speeds = _probed_speeds(anew)
-    if speeds is None:
+        known = _probed_speeds(anew)
+    if known is None:
         raise Error("the disk could not be measured; say how fast it is, for example --disk 2G")
-    return speeds[best_candidate(speeds)]
+    return known.speeds[best_candidate(known.speeds)], known.load
 
 
-def _probed_speeds(anew: bool) -> dict[str, float] | None:
+def _probed_speeds(anew: bool) -> DiskSpeeds | None:
     """By a file made for it, which goes away again; only where nothing is remembered."""
     folder = _NOTES.parent
     try:
@@ -210,25 +210,9 @@ def _probed_speeds(anew: bool) -> dict[str, float] | None:
                 probe.write(piece)
             probe.flush()
             os.fsync(probe.fileno())
-            return known_speeds([Path(probe.name)], anew=anew, seconds=_DISK_S)[0]
+            return known_speeds([Path(probe.name)], anew=anew, seconds=_DISK_S)
     except OSError as error:
         raise Error(
             f"the disk of {folder} could not be measured ({error.strerror}); say how fast the"
             " model's is, for example --disk 2G"
         ) from error
-
-
-def _noted(
-    notes: dict[str, Any], name: str, measure: Callable[[], dict[str, float]]
-) -> dict[str, float]:
-    """What is remembered under that name; else it is measured, and noted."""
-    with suppress(KeyError, TypeError, ValueError):
-        when, figures = notes[name]["when"], notes[name]["figures"]
-        known = {key: float(value) for key, value in figures.items()}
-        # What is lost may be nothing; a speed may not.
-        speeds = [value for key, value in known.items() if not key.endswith("_s")]
-        if counts_still(when) and min(speeds) > 0:
-            return known
-    figures = measure()
-    notes[name] = {"when": now(), "figures": figures}
-    return figures

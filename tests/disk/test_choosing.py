@@ -13,10 +13,11 @@ from q4run.disk.auto import Choice, choose_method
 from q4run.disk.speed import _DEEPER as DEEPER
 from q4run.disk.speed import MOST_READERS, N_READERS, measure
 from q4run.errors import Error
+from q4run.machine.load import Load
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch) -> Path:
+def model(tmp_path, monkeypatch, others) -> Path:
     """A file of 64 pieces of 4 kB, and notes that are this test's own."""
     monkeypatch.setattr(speed, "PIECE_BYTES", 4096)
     for module in (auto, speed):
@@ -91,18 +92,22 @@ def test_more_threads_read_where_that_is_much_faster(model, speeds, deeper, n_re
 
 @pytest.mark.parametrize(
     "notes",
-    ["", "{", "[]", "3", '{"0": {}}', '{"DEVICE": 7}', '{"DEVICE": {"direct": 1e9}}',
-     '{"DEVICE": {"direct": "fast", "pread": 1}}', '{"DEVICE": {"direct": [], "pread": {}}}'],
+    ["", "{", "[]", "3", '{"0": {}}', '{"DEVICE": 7}', '{"DEVICE": {"figures": {"direct": 1e9}}}',
+     '{"DEVICE": {"when": NOW, "figures": {"direct": "fast", "pread": 1}}}',
+     '{"DEVICE": {"when": NOW, "figures": {"direct": 0, "pread": 1}}}',
+     '{"DEVICE": {"when": NOW, "figures": {"direct": NaN, "pread": 1}}}',
+     '{"DEVICE": {"when": NOW, "figures": 3}}', '{"DEVICE": {"when": NOW, "figures": {}}}'],
 )  # fmt: skip
 def test_notes_that_are_broken_are_made_anew(model, speeds, notes):
-    device = f"{model.stat().st_dev:x}"
+    device = speed._device(model)
     speed._NOTES.parent.mkdir()
-    speed._NOTES.write_text(notes.replace("DEVICE", device))
+    speed._NOTES.write_text(notes.replace("DEVICE", device).replace("NOW", str(time.time())))
     choose_method("auto", [model], False, 0)
     assert len(speeds[1]) == 1
     known = json.loads(speed._NOTES.read_text())
     assert known[device].pop("when") == pytest.approx(time.time(), abs=60)
-    assert known[device] == {"direct": 2e9, "pread": 1e9, DEEPER: 2e9}
+    figures = {"direct": 2e9, "pread": 1e9, DEEPER: 2e9}
+    assert known[device] == {"figures": figures, "beside_others": False}
     assert ("0" in known) == notes.startswith('{"0"')  # what is known of other disks stays
 
 
@@ -110,7 +115,7 @@ def test_what_was_measured_is_asked_again_the_next_day(model, speeds, monkeypatc
     choose_method("auto", [model], False, 0)
     now = time.time()
     for later, n_measured in [(23 * 3600, 1), (25 * 3600, 2), (26 * 3600, 2), (-3600, 3)]:
-        monkeypatch.setattr(speed.time, "time", lambda later=later: now + later)
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
         choose_method("auto", [model], False, 0)
         assert len(speeds[1]) == n_measured
 
@@ -124,6 +129,23 @@ def test_what_stays_in_the_page_cache_is_not_measured(model, monkeypatch):
     assert choice.method == "direct"
     assert "could not be measured" in choice.reason
     assert not speed._NOTES.exists()
+
+
+def test_what_other_programs_spoil_is_told_and_measured_again_when_they_are_done(
+    model, speeds, others
+):
+    made, calls = speeds
+    others.load = Load(disk=0.5)
+    for n_measured, when in enumerate(("measured just now", "as measured before")):
+        reason = choose_method("auto", [model], False, 0).reason
+        assert reason.endswith(f"{when}, beside other programs")
+        assert len(calls) == 1, n_measured
+    others.load = Load()
+    made["direct"] = 3e9
+    reason = choose_method("auto", [model], False, 0).reason
+    assert reason == "direct 3.0 GB/s, pread 1.0 GB/s from this disk, measured just now"
+    assert choose_method("auto", [model], False, 0).reason.endswith("as measured before")
+    assert len(calls) == 2
 
 
 def test_where_nothing_can_be_noted_each_start_measures(model, speeds, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from q4run.errors import BudgetError, Error
 from q4run.experts.layout import read_layout
 from q4run.gguf_file import describe_file, open_gguf
 from q4run.kernels.formats import find_format, find_format_named
+from q4run.machine.load import Load
 from q4run.models import FAMILIES, read_config
 from q4run.models.published import GEOMETRIES
 from q4run.models.shapes import Geometry
@@ -122,10 +123,12 @@ def test_what_is_guessed_of_a_shape_is_said():
 
 def test_a_busy_machine_is_said_to_be_one(monkeypatch, capsys):
     planner = planner_of(described())
-    planner.machine = replace(planner.machine, busy_share=0.6)
+    planner.machine = replace(planner.machine, load=Load(0.6, 0.25))
     row = planner.row(24 * GB)
     plan_report.print_plan(planner, [row], row, "q4run chat", ShapeFacts())
-    assert "take 60 % of the processor" in " ".join(capsys.readouterr().out.split())
+    assert "took 60 % of the processor and 25 % of what the disk" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_the_best_is_good_at_prompts_too():
@@ -343,7 +346,7 @@ def test_given_figures_measure_nothing(monkeypatch):
 
 
 @pytest.fixture
-def notes(monkeypatch, tmp_path):
+def notes(monkeypatch, tmp_path, others):
     path = tmp_path / "cache" / "speeds.json"
     monkeypatch.setattr(machine_speed, "_NOTES", path)
     calls = []
