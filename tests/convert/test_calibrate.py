@@ -125,9 +125,9 @@ def kl_divergence(logits: np.ndarray, other: np.ndarray) -> float:
     ("name", "types"),
     [
         ("llama4_quantisable", ("q4_0", "q4_0")),
-        ("llama4_quantisable", ("q8_0", "tq2_0")),
+        pytest.param("llama4_quantisable", ("q8_0", "tq2_0"), marks=pytest.mark.exhaustive),
         ("mixtral_quantisable", ("q4_k", "q4_k")),
-        ("llama_quantisable", ("q4_0", "q4_0")),
+        pytest.param("llama_quantisable", ("q4_0", "q4_0"), marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_calibrated_model_is_nearer_to_the_source(name, types, models, text, tmp_path):

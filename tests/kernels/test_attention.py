@@ -334,6 +334,7 @@ def _write_results(path: str) -> None:
     np.savez(path, **results)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", target.TARGETS)
 def test_every_target_gives_the_same_bits(tmp_path, name):
     """The order of all sums is the kernel's, not the machine's."""

@@ -285,6 +285,7 @@ def products(tmp_path_factory):
     return make
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", DOT_PRODUCTS)
 @pytest.mark.parametrize(
     ("target", "cpu", "n_sdot", "n_smmla"),
