@@ -99,6 +99,7 @@ def measure(
                 "slots": model.plan.n_slots,
                 "hit_rate": decode.stats.hit_rate,
                 "bytes_read": decode.stats.bytes_read,
+                "requests": decode.stats.requests,
                 "read_gb_s": decode.stats.bytes_read / decode.seconds / 1e9,
                 "wait_s": decode.stats.wait_s,
             },

@@ -80,7 +80,7 @@ def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
             "first_token_s": passes[0][0],
             "peak_rss": peak_rss(),
             "experts": dict.fromkeys(
-                ("count", "slots", "hit_rate", "bytes_read", "read_gb_s", "wait_s")
+                ("count", "slots", "hit_rate", "bytes_read", "requests", "read_gb_s", "wait_s")
             ),
             "notes": [],
         }

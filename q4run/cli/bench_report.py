@@ -210,6 +210,13 @@ def _rows(first: Figures) -> list[_Row]:
     def read_per_token(run: Figures) -> float | None:
         return over(run["experts"]["bytes_read"], n_decode)
 
+    def requests_per_token(run: Figures) -> float | None:
+        return over(run["experts"]["requests"], n_decode)
+
+    def request_size(run: Figures) -> float | None:
+        requests = run["experts"]["requests"]
+        return run["experts"]["bytes_read"] / requests if requests else None
+
     def from_disk_per_token(run: Figures) -> float | None:
         return over(run["decode"]["disk_bytes"], n_decode)
 
@@ -229,6 +236,8 @@ def _rows(first: Figures) -> list[_Row]:
         ("  experts there is room for", in_ram, percent, None),
         ("  experts found in RAM", lambda r: r["experts"]["hit_rate"], percent, None),
         ("  read per token", read_per_token, format_size, None),
+        ("  requests per token", requests_per_token, number, None),
+        ("  bytes per request", request_size, format_size, None),
         ("  from disk per token", from_disk_per_token, format_size, None),
         ("  waited for reads, s", lambda r: r["experts"]["wait_s"], number, None),
         ("  disk busy meanwhile", lambda r: r["decode"]["busy_share"], percent, None),

@@ -156,7 +156,10 @@ def _facts(completion: Completion) -> list[str]:
         facts[-1] += f" at {completion.rate:.1f}/s"
     if stats.hit_rate is not None:
         facts.append(f"hits {100 * stats.hit_rate:.0f} %")
-        facts.append(f"{format_size(stats.bytes_read)} read, {stats.wait_s:.2f} s waited")
+        read = f"{format_size(stats.bytes_read)} read"
+        if stats.requests:
+            read += f" in {stats.requests} requests"
+        facts.append(f"{read}, {stats.wait_s:.2f} s waited")
     return facts
 
 
@@ -179,6 +182,7 @@ def _figures(model: Model, completion: Completion, with_layers: bool) -> dict[st
         "experts": {
             "hit_rate": stats.hit_rate,
             "bytes_read": stats.bytes_read,
+            "requests": stats.requests,
             "wait_s": stats.wait_s,
         },
     }

@@ -9,7 +9,8 @@ class ExpertCounters:
 
     ``read_s`` adds up over the reader threads; ``wait_s`` is the time that the computation stood
     still. Of the ``misses``, ``read_ahead`` were on their way, or there, before they were asked
-    for; ``begun_ahead`` counts all reads that were begun so, the vain ones included.
+    for; ``begun_ahead`` counts all reads that were begun so, the vain ones included. ``requests``
+    are those to the disk that ``bytes_read`` came in.
     """
 
     hits: int = 0
@@ -17,5 +18,6 @@ class ExpertCounters:
     read_ahead: int = 0
     begun_ahead: int = 0
     bytes_read: int = 0
+    requests: int = 0
     read_s: float = 0.0
     wait_s: float = 0.0

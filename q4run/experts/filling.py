@@ -1,10 +1,13 @@
 """Filling slots: an expert's matrices read piece by piece and interleaved on the way.
 
-A piece is some strips of one matrix. Each reader thread has a buffer of its own, so that reads may
-be as wide as the method needs and the interleaving of one piece overlaps the reading of others.
+A piece is some strips of one matrix. Pieces that lie side by side in a file, such as gate and up of
+a fused stack, are one request. Each reader thread has a buffer of its own, so that requests may be
+as wide as the method needs and the interleaving of one overlaps the reading of others.
 """
 
+import itertools
 import mmap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import local
 from typing import NamedTuple
@@ -30,31 +33,44 @@ class Piece(NamedTuple):
     row_bytes: int
     target: np.ndarray  # uint8 (padded_rows(n_rows), fmt.in_ram.row_bytes)
 
+    @property
+    def n_bytes(self) -> int:
+        return self.n_rows * self.row_bytes
+
+
+class Amount(NamedTuple):
+    """What came from disk, and in how many requests."""
+
+    n_bytes: int
+    n_requests: int
+
+
+def cut_into_requests(
+    matrices: Sequence[ExpertMatrix], expert: int, slot: np.ndarray
+) -> list[list[Piece]]:
+    """The pieces of an expert in lists, each of which is read at once; slot: its slot's bytes."""
+    pieces = [piece for matrix in matrices for piece in cut_into_pieces(matrix, expert, slot)]
+    cuts = _request_ends((piece.path, piece.offset, piece.n_bytes) for piece in pieces)
+    return [pieces[begin:end] for begin, end in itertools.pairwise([0, *cuts])]
+
 
 def cut_into_pieces(matrix: ExpertMatrix, expert: int, slot: np.ndarray) -> list[Piece]:
     """The pieces of an expert's matrix; slot: the bytes of its slot."""
-    row_bytes = matrix.row_bytes
-    rows_at_once = _rows_at_once(row_bytes)
     strip_bytes = matrix.fmt.in_ram.row_bytes(matrix.n_cols)
     size = padded_rows(matrix.n_rows) * strip_bytes
     strips = slot[matrix.slot_offset : matrix.slot_offset + size].reshape(-1, strip_bytes)
     path, begin = matrix.place(expert)
     pieces = []
-    for first in range(0, matrix.n_rows, rows_at_once):
-        n_rows = min(rows_at_once, matrix.n_rows - first)
-        offset = begin + first * row_bytes
+    for first, n_rows in _row_ranges(matrix):
+        offset = begin + first * matrix.row_bytes
         target = strips[first : first + padded_rows(n_rows)]
-        pieces.append(Piece(path, offset, matrix.fmt, n_rows, row_bytes, target))
+        pieces.append(Piece(path, offset, matrix.fmt, n_rows, matrix.row_bytes, target))
     return pieces
 
 
 def buffer_bytes(layout: ExpertLayout) -> int:
-    """What the largest read of one piece takes, wherever in the file it begins."""
-    most = 0
-    for matrices in layout.layers.values():
-        for matrix in matrices:
-            rows = min(matrix.n_rows, _rows_at_once(matrix.row_bytes))
-            most = max(most, rows * matrix.row_bytes)
+    """What the largest request takes, wherever in the file it begins."""
+    most = max((_longest_request(matrices) for matrices in layout.layers.values()), default=0)
     return (-(-most // _WIDEST_ALIGNMENT) + 1) * _WIDEST_ALIGNMENT if most else 0
 
 
@@ -63,6 +79,43 @@ def reader_bytes(layout: ExpertLayout) -> int:
     matrices = [matrix for layer in layout.layers.values() for matrix in layer]
     converting = (conversion_bytes(matrix.fmt, matrix.n_cols) for matrix in matrices)
     return buffer_bytes(layout) + max(converting, default=0)
+
+
+def _longest_request(matrices: Sequence[ExpertMatrix]) -> int:
+    """The most bytes that a layer's experts are read at once in."""
+    # Experts of a stack lie all alike.
+    n_expert = matrices[0].n_expert if any(matrix.apart for matrix in matrices) else 1
+    most = 0
+    for expert in range(n_expert):
+        ranges = [
+            (path, begin + first * matrix.row_bytes, n_rows * matrix.row_bytes)
+            for matrix in matrices
+            for path, begin in [matrix.place(expert)]
+            for first, n_rows in _row_ranges(matrix)
+        ]
+        for begin, end in itertools.pairwise([0, *_request_ends(ranges)]):
+            most = max(most, sum(n_bytes for _, _, n_bytes in ranges[begin:end]))
+    return most
+
+
+def _request_ends(ranges: Iterable[tuple[Path, int, int]]) -> list[int]:
+    """After how many ranges (path, offset, bytes) each request ends: it joins those that follow one
+    another in a file, up to ``PIECE_BYTES``."""
+    ends, n_bytes, behind = [], 0, None
+    for i, (path, offset, size) in enumerate(ranges):
+        if i and ((path, offset) != behind or n_bytes + size > PIECE_BYTES):
+            ends.append(i)
+            n_bytes = 0
+        n_bytes += size
+        behind = path, offset + size
+    return [*ends, i + 1] if behind else []
+
+
+def _row_ranges(matrix: ExpertMatrix) -> Iterator[tuple[int, int]]:
+    """First row and number of rows of each piece."""
+    at_once = _rows_at_once(matrix.row_bytes)
+    for first in range(0, matrix.n_rows, at_once):
+        yield first, min(at_once, matrix.n_rows - first)
 
 
 def _rows_at_once(row_bytes: int) -> int:
@@ -77,16 +130,21 @@ class Filler:
         self._method = method
         self._buffers = local()
 
-    def fill(self, piece: Piece) -> int:
-        """Returns the bytes that were read; raises what ``ReadMethod.read`` raises."""
-        n_bytes = piece.n_rows * piece.row_bytes
+    def fill(self, requests: Iterable[Sequence[Piece]]) -> Amount:
+        """Returns what was read; raises what ``ReadMethod.read`` raises."""
+        sizes = [self._fill(pieces) for pieces in requests]
+        return Amount(sum(sizes), len(sizes))
+
+    def _fill(self, pieces: Sequence[Piece]) -> int:
+        first, n_bytes = pieces[0], sum(piece.n_bytes for piece in pieces)
         unit = self._method.alignment
-        begin = piece.offset // unit * unit
-        end = -(-(piece.offset + n_bytes) // unit) * unit
+        begin = first.offset // unit * unit
+        end = -(-(first.offset + n_bytes) // unit) * unit
         buffer = self._buffer()
-        self._method.read(piece.path, begin, buffer.data[: end - begin])
-        rows = buffer[piece.offset - begin :][:n_bytes].reshape(piece.n_rows, -1)
-        to_strips(piece.fmt, rows, piece.target)
+        self._method.read(first.path, begin, buffer.data[: end - begin])
+        for piece in pieces:
+            rows = buffer[piece.offset - begin :][: piece.n_bytes].reshape(piece.n_rows, -1)
+            to_strips(piece.fmt, rows, piece.target)
         return end - begin
 
     def _buffer(self) -> np.ndarray:

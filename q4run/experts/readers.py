@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+from q4run.experts.filling import Amount
 from q4run.experts.policies import Key
 
 # How long a read may take when everything else is over.
 _PATIENCE_S = 2.0
 
-Read = Callable[[], int]  # returns the bytes it read
+Read = Callable[[], Amount]
 
 
 @dataclass(eq=False)
@@ -29,11 +30,11 @@ class Fill:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A read that is over: what it belongs to, its bytes, the number of the thread, when it began
-    and ended (``time.perf_counter_ns``), and why it failed."""
+    """A read that is over: what it belongs to, what it brought, the number of the thread, when it
+    began and ended (``time.perf_counter_ns``), and why it failed."""
 
     fill: Fill
-    n_bytes: int
+    amount: Amount
     reader: int
     begin: int
     end: int
@@ -117,10 +118,10 @@ class Readers:
                     return
                 fill, read = (self._urgent or self._ahead).popleft()
             begin = time.perf_counter_ns()
-            n_bytes, error = 0, None
+            amount, error = Amount(0, 0), None
             try:
-                n_bytes = read()
+                amount = read()
             except BaseException as problem:
                 error = problem
             end = time.perf_counter_ns()
-            self.arrived.put(Arrival(fill, n_bytes, number, begin, end, error))
+            self.arrived.put(Arrival(fill, amount, number, begin, end, error))

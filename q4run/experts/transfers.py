@@ -11,7 +11,7 @@ from q4run.disk.methods import ReadMethod
 from q4run.disk.speed import MOST_READERS, PIECE_BYTES
 from q4run.events import Events
 from q4run.experts.counters import ExpertCounters
-from q4run.experts.filling import Filler, Piece, cut_into_pieces
+from q4run.experts.filling import Filler, Piece, cut_into_requests
 from q4run.experts.layout import ExpertLayout
 from q4run.experts.policies import Key
 from q4run.experts.readers import Fill, Readers
@@ -54,9 +54,8 @@ class Transfers:
         layer, expert = key
         self._failed.pop(key, None)
         slot = self._slots.bytes_of(key)
-        matrices = self._layout.layers[layer]
-        pieces = [piece for m in matrices for piece in cut_into_pieces(m, expert, slot)]
-        reads = [partial(self._fill_pieces, batch) for batch in _batches(pieces)]
+        requests = cut_into_requests(self._layout.layers[layer], expert, slot)
+        reads = [partial(self._filler.fill, batch) for batch in _batches(requests)]
         self._fills[key] = Fill(key, len(reads), urgent)
         self._readers.submit(self._fills[key], reads)
 
@@ -119,13 +118,14 @@ class Transfers:
                 waited += _LOOK_UP_S
                 self._events.waiting(waited)
         fill = arrival.fill
-        self._counters.bytes_read += arrival.n_bytes
+        self._counters.bytes_read += arrival.amount.n_bytes
+        self._counters.requests += arrival.amount.n_requests
         self._counters.read_s += (arrival.end - arrival.begin) / 1e9
         if timeline := self._events.timeline:
             layer, expert = fill.key
             lane = 1 + arrival.reader
             timeline.add(
-                Span(READ, layer, lane, arrival.begin, arrival.end, expert, arrival.n_bytes)
+                Span(READ, layer, lane, arrival.begin, arrival.end, expert, arrival.amount.n_bytes)
             )
         fill.error = fill.error or arrival.error
         fill.reads_left -= 1
@@ -168,19 +168,16 @@ class Transfers:
         del self._fills[fill.key]
         self._slots.discard(fill.key)
 
-    def _fill_pieces(self, pieces: list[Piece]) -> int:
-        """Runs on a reader thread; returns the bytes it read."""
-        return sum(self._filler.fill(piece) for piece in pieces)
 
-
-def _batches(pieces: list[Piece]) -> list[list[Piece]]:
-    """Pieces in groups of about one full read: small ones do not cost a hand-over each."""
-    batches: list[list[Piece]] = [[]]
+def _batches(requests: list[list[Piece]]) -> list[list[list[Piece]]]:
+    """Requests in groups of about one full read: small ones do not cost a hand-over each."""
+    batches: list[list[list[Piece]]] = [[]]
     filled = 0
-    for piece in pieces:
-        if batches[-1] and filled + piece.target.size > PIECE_BYTES:
+    for request in requests:
+        size = sum(piece.target.size for piece in request)
+        if batches[-1] and filled + size > PIECE_BYTES:
             batches.append([])
             filled = 0
-        batches[-1].append(piece)
-        filled += piece.target.size
+        batches[-1].append(request)
+        filled += size
     return batches

@@ -13,7 +13,8 @@ class Work:
     Sizes in bytes, times in seconds. ``wait_s`` is time that the computation stood still for the
     disk, ``read_s`` adds up over the reader threads. Of the ``misses``, ``read_ahead`` were on
     their way, or there, before they were asked for; ``begun_ahead`` counts all that were begun so,
-    the vain ones included. Fields can also be read as ``work["hits"]``.
+    the vain ones included. ``requests`` are those to the disk that ``bytes_read`` came in. Fields
+    can also be read as ``work["hits"]``.
     """
 
     tokens: int
@@ -25,6 +26,7 @@ class Work:
     read_ahead: int
     begun_ahead: int
     bytes_read: int
+    requests: int
     read_s: float
     wait_s: float
 

@@ -63,6 +63,7 @@ KEYS = {
         "slots": int,
         "hit_rate": float,
         "bytes_read": int,
+        "requests": int,
         "read_gb_s": float,
         "wait_s": float,
     },
@@ -190,6 +191,7 @@ def test_the_json_is_what_scripts_rely_on(model, known_read_limit, monkeypatch):
         "slots": 16,
         "hit_rate": 1.0,
         "bytes_read": 0,
+        "requests": 0,
         "read_gb_s": 0.0,
         "wait_s": 0.0,
     }
@@ -322,6 +324,7 @@ def test_experts_that_come_from_disk_are_counted(model):
     for run in (first, second):
         assert run["experts"]["hit_rate"] < 1
         assert run["experts"]["bytes_read"] > 0
+        assert 0 < run["experts"]["requests"] <= run["experts"]["bytes_read"] / 1000
         assert run["experts"]["read_gb_s"] == pytest.approx(
             run["experts"]["bytes_read"] * run["decode"]["tok_s"] / 40 / 1e9
         )

@@ -1,6 +1,8 @@
 """How slots are filled: where matrices lie, in which pieces they are read, in how much memory."""
 
 import tracemalloc
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from helpers.expert_files import F32, IQ2_XXS, Experts, fetch, made_up_config, m
 from q4run.disk.methods import METHODS
 from q4run.disk.speed import N_READERS
 from q4run.errors import FormatError
-from q4run.experts import filling
+from q4run.experts import filling, transfers
 from q4run.experts.filling import buffer_bytes, cut_into_pieces, reader_bytes
 from q4run.experts.layout import ExpertLayout, ExpertMatrix, read_layout
 from q4run.experts.policies.lru import LeastRecentlyUsed
@@ -36,14 +38,16 @@ class Strict:
 
     alignment = PAGE
 
-    def __init__(self, experts: Experts) -> None:
-        self._contents = experts.contents
-        self.longest = 0
+    def __init__(self, contents: Mapping[Path, np.ndarray]) -> None:
+        self._contents = contents
+        self.longest = self.n_reads = self.n_bytes = 0
 
     def read(self, path: Path, offset: int, target: memoryview) -> None:
         address = np.frombuffer(target, np.uint8).ctypes.data
         assert offset % PAGE == len(target) % PAGE == address % PAGE == 0
         self.longest = max(self.longest, len(target))
+        self.n_reads += 1
+        self.n_bytes += len(target)
         content = self._contents[path][offset : offset + len(target)]
         assert len(content) > 0
         target[: len(content)] = content.data
@@ -55,7 +59,7 @@ class Strict:
 @pytest.mark.parametrize("piece", [1, 3000, 2 * PAGE, 2 << 20])
 def test_reads_are_aligned_and_fit_the_buffers(experts, monkeypatch, piece):
     monkeypatch.setattr(filling, "PIECE_BYTES", piece)
-    method = Strict(experts)
+    method = Strict(experts.contents)
     store = ExpertStore(experts.layout, 15, method)
     for layer, n_expert in ((0, 6), (2, 6), (3, 3)):
         fetch(experts, store, layer, list(range(n_expert)))
@@ -88,6 +92,59 @@ def test_pieces_are_whole_strips_that_cover_a_matrix(monkeypatch, n_rows, piece)
     assert (slot[128:end] == 1).all()
     assert not slot[:128].any()
     assert not slot[end:].any()
+
+
+PATH, GATE_BYTES = Path("file"), 24 * 256
+# Of each of three experts, where gate and up begin in a file of tensors for each: side by side, the
+# wrong way round, and one far from the other.
+APART = (
+    tuple((PATH, 5000 + n * GATE_BYTES) for n in (0, 3, 6)),
+    tuple((PATH, 5000 + n * GATE_BYTES) for n in (1, 2, 5)),
+)
+
+
+@pytest.mark.parametrize(
+    ("piece", "apart", "requests"),
+    [
+        (1 << 20, False, 3 * 2),
+        (2 * GATE_BYTES, False, 3 * 2),
+        (2 * GATE_BYTES - 1, False, 3 * 3),
+        (1, False, 3 * (3 + 3 + 8)),
+        # Down of the first expert begins behind its up.
+        (1 << 20, True, 1 + 3 + 3),
+        (2 * GATE_BYTES, True, 2 + 3 + 3),
+    ],
+)
+def test_what_lies_side_by_side_is_one_request(monkeypatch, piece, apart, requests):
+    monkeypatch.setattr(filling, "PIECE_BYTES", piece)
+    monkeypatch.setattr(transfers, "PIECE_BYTES", piece)
+    fmt = find_format(F32)
+    assert fmt is not None
+    begin = 5000 + (2 if apart else 7) * GATE_BYTES
+    gate = ExpertMatrix(PATH, fmt, 3, 24, 64, 5000, 0, n_beside=2)
+    up = replace(gate, offset=5000 + GATE_BYTES, slot_offset=gate.slot_bytes)
+    down = ExpertMatrix(PATH, fmt, 3, 64, 24, begin, 2 * gate.slot_bytes)
+    if apart:
+        gate, up = (replace(one, apart=APART[i]) for i, one in enumerate((gate, up)))
+        down = replace(down, apart=((PATH, begin), (PATH, 90000), (PATH, 110000)))
+    slot_bytes = down.slot_offset + down.slot_bytes
+    layout = ExpertLayout({0: (gate, up, down)}, slot_bytes, 3, 3, 3 * 3 * GATE_BYTES)
+    content = np.random.default_rng(0).integers(0, 256, 130_000).astype(np.uint8)
+    method = Strict({PATH: content})
+    store = ExpertStore(layout, 3, method)
+    with store.request(0, [2, 0, 1]) as request:
+        for expert in (one for ready in request for one in ready):
+            for matrix in (gate, up, down):
+                _, offset = matrix.place(expert)
+                rows = content[offset : offset + matrix.n_bytes].reshape(matrix.n_rows, -1)
+                expected = np.empty_like(rows)
+                interleave(fmt, rows, expected)
+                address = store.addresses(0)[expert] + matrix.slot_offset
+                np.testing.assert_array_equal(memory_at(address, rows.shape), expected)
+    store.close()
+    assert method.longest <= buffer_bytes(layout)
+    assert (store.counters.requests, store.counters.bytes_read) == (requests, method.n_bytes)
+    assert method.n_reads == requests
 
 
 def test_read_buffers_take_what_is_planned_and_are_let_go(experts, monkeypatch):

@@ -14,6 +14,7 @@ from helpers.expert_files import Experts, fetch
 from q4run.disk.speed import N_READERS
 from q4run.errors import Error
 from q4run.experts import filling, transfers
+from q4run.experts.filling import Amount
 from q4run.experts.readers import Fill, Readers
 from q4run.experts.store import ExpertStore
 
@@ -328,21 +329,21 @@ def test_readers_take_back_only_what_was_not_begun():
     readers = Readers(1)
     gate, begun = threading.Event(), threading.Event()
 
-    def wait() -> int:
+    def wait() -> Amount:
         begun.set()
         assert gate.wait(timeout=60)
-        return 1
+        return Amount(1, 1)
 
     try:
         first, second = Fill((0, 0), 2, urgent=False), Fill((0, 1), 1, urgent=False)
-        readers.submit(first, [wait, lambda: 2])
-        readers.submit(second, [lambda: 3])
+        readers.submit(first, [wait, lambda: Amount(2, 1)])
+        readers.submit(second, [lambda: Amount(3, 1)])
         assert begun.wait(timeout=60)
         assert not readers.cancel(first)
         assert readers.cancel(second)
         gate.set()
         arrivals = [readers.arrived.get(timeout=60) for _ in range(2)]
-        assert [(a.fill, a.n_bytes) for a in arrivals] == [(first, 1), (first, 2)]
+        assert [(a.fill, a.amount.n_bytes) for a in arrivals] == [(first, 1), (first, 2)]
         assert readers.arrived.empty()
     finally:
         readers.close()

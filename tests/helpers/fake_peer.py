@@ -30,8 +30,8 @@ _SOURCE = """
                     read_limit_ratio=None, disk_bytes={disk_bytes}, floor_bytes=None,
                     busy_share=None),
         load_s=1.5, first_token_s=0.5, peak_rss=10**9,
-        experts=dict(count=None, slots=None, hit_rate=None, bytes_read=None, read_gb_s=None,
-                     wait_s=None))
+        experts=dict(count=None, slots=None, hit_rate=None, bytes_read=None, requests=None,
+                     read_gb_s=None, wait_s=None))
         for start in starts]))
 """
 
