@@ -11,6 +11,7 @@ from pathlib import Path
 from q4run.budget import DEFAULT_CONTEXT, MemoryPlan, plan_memory
 from q4run.cache.keys_values import KVCache
 from q4run.disk.auto import Choice, choose_method
+from q4run.disk.experience import Experience
 from q4run.disk.methods import METHODS
 from q4run.errors import Error
 from q4run.events import Events
@@ -117,7 +118,10 @@ def open_model(
         opened.pop_all()
     load_s = time.perf_counter() - started
     notes = (*_notes(file), *tokenizer.notes, *take_remarks())
-    opening = Opening(file.path, plan, threads, choice.method, choice.reason, notes, load_s)
+    experience = Experience(file.parts, choice)
+    opening = Opening(
+        file.path, plan, threads, choice.method, choice.reason, notes, load_s, experience
+    )
     return Model(opening, transformer, Session(transformer, kv_cache), tokenizer, template)
 
 

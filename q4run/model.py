@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 
 from q4run.budget import MemoryPlan
+from q4run.disk.experience import Experience
 from q4run.generation.completion import Completion
 from q4run.generation.sampler import Sampler, SamplingParameters
 from q4run.generation.session import Session
@@ -26,7 +27,8 @@ from q4run.timeline import Timeline
 class Opening:
     """How a model was opened: what was chosen, and what a person should be told once.
 
-    ``io_reason`` says why ``auto`` took that method, and is empty where it was asked for.
+    ``io_reason`` says why ``auto`` took that method, and is empty where it was asked for;
+    ``experience`` is told at the end what was read.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Opening:
     io_reason: str
     notes: tuple[str, ...]
     load_s: float
+    experience: Experience
 
 
 class Model:
@@ -57,6 +60,7 @@ class Model:
         self.io_reason = opening.io_reason
         self.notes = list(opening.notes)
         self.load_s = opening.load_s
+        self._experience = opening.experience
         self.config = transformer.config
         self.store = transformer.store
         self.session = session
@@ -76,7 +80,9 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Stops the reader threads and lets go of the file."""
+        """Stops the reader threads and lets go of the file; notes how fast the disk was."""
+        counters = self.store.counters
+        self._experience.tell(counters.bytes_read, counters.reading_s)
         self.store.close()
         self._transformer.close()
 

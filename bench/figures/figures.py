@@ -47,6 +47,14 @@ def ratios_of(runs: list[Figures], peer_runs: list[Figures]) -> dict[str, list[f
     return ratios | {"peak_rss": [ours["peak_rss"] / theirs["peak_rss"] for ours, theirs in pairs]}
 
 
+def set_disk_share(runs: list[Figures], rate: float) -> None:
+    """Fills in what decoding read from disk, by the clock, as a share of ``rate`` bytes/s."""
+    for run in runs:
+        decode = run["decode"]
+        if decode["disk_bytes"] is not None:
+            decode["disk_share"] = decode["disk_bytes"] / decode["tokens"] * decode["tok_s"] / rate
+
+
 def set_read_limit(runs: list[Figures], limit: float, bytes_per_token: int | None) -> None:
     """Fills in how many weights each run read from memory, as a share of ``limit`` bytes/s."""
     for run in runs:

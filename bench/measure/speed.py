@@ -49,11 +49,11 @@ def measure(
     runs once more, of which only ``first_token_s`` tells: what the very first prompt took. Without,
     the first run is a cold one. ``experts`` tells of decoding alone; its ``read_gb_s`` is what was
     read over all the time that decoding took. ``floor_bytes`` are those of the experts that had to
-    come from disk: of a prompt in all, in decoding per token. ``read_limit_ratio`` is left to
-    whoever knows the limit. watch_disk: whether ``busy_share``, the disk's share in the waiting, is
-    looked at, by a thread of its own. load_disk_bytes: what loading fetched from disk, if somebody
-    looked; ``from_disk_share`` then tells how much of what loading and a cold run had to read came
-    from disk, and not from the page cache.
+    come from disk: of a prompt in all, in decoding per token. ``read_limit_ratio`` and
+    ``disk_share`` are left to whoever knows the limits. watch_disk: whether ``busy_share``, the
+    disk's share in the waiting, is looked at, by a thread of its own. load_disk_bytes: what loading
+    fetched from disk, if somebody looked; ``from_disk_share`` then tells how much of what loading
+    and a cold run had to read came from disk, and not from the page cache.
     """
     n_bytes = weight_bytes_per_token(model.path)
     kept_bytes = kept_weight_bytes(model.path)
@@ -89,6 +89,7 @@ def measure(
                 "read_limit_ratio": None,
                 "disk_bytes": decode.disk_bytes,
                 "floor_bytes": _token_floor(model, decode.stats.hit_rate),
+                "disk_share": None,
                 "busy_share": decode.busy_share,
             },
             "load_s": model.load_s,

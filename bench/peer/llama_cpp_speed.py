@@ -74,6 +74,7 @@ def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
                 "bytes_per_token": None,
                 "read_limit_ratio": None,
                 "disk_bytes": read[1],
+                "disk_share": None,
                 **unknown,
             },
             "load_s": load_s,

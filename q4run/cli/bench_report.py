@@ -11,7 +11,14 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from q4run.bench.figures.figures import Figures, median_of, ratios_of, set_read_limit, summary_of
+from q4run.bench.figures.figures import (
+    Figures,
+    median_of,
+    ratios_of,
+    set_disk_share,
+    set_read_limit,
+    summary_of,
+)
 from q4run.bench.figures.outputs import write_whole
 from q4run.bench.figures.provenance import command_line, provenance
 from q4run.bench.figures.tables import console, number, over, percent, threads_of, with_range
@@ -22,7 +29,9 @@ from q4run.bench.view.chrome_trace import trace_of
 from q4run.bench.view.plot import write_plot
 from q4run.bench.view.timeline_report import draw_timeline
 from q4run.cli.heat_map import heat_map
+from q4run.errors import Error
 from q4run.gguf_file import open_gguf
+from q4run.planning.machine_speed import disk_speed
 from q4run.planning.memory_speed import read_limit
 from q4run.sizes import format_size
 from q4run.terminal import note, printable, warn
@@ -30,6 +39,7 @@ from q4run.terminal import note, printable, warn
 COLD, WARM = "cold", "warm"
 # Less of a cold run from disk than this, and something was in the page cache after all.
 _COLD_SHARE = 0.9
+_HARDLY_ANY_BYTES = 1 << 20  # the program's own pages
 
 # Runs by program, q4run's first.
 Results = dict[str, list[Figures]]
@@ -44,6 +54,10 @@ def report(results: Results, json_output: bool, peer: str) -> dict[str, Results]
     limit = read_limit(ours[0]["threads"])
     for runs in results.values():
         set_read_limit(runs, limit, ours[0]["decode"]["bytes_per_token"])
+    disk = _disk_rate(results)
+    if disk:
+        for runs in results.values():
+            set_disk_share(runs, disk)
     for remark in dict.fromkeys(remark for run in ours for remark in run["notes"]):
         note(remark)
     starts = _by_start(results)
@@ -60,6 +74,7 @@ def report(results: Results, json_output: bool, peer: str) -> dict[str, Results]
     if json_output:
         made = {
             "read_limit": limit,
+            "disk_rate": disk,
             "file_bytes": open_gguf(Path(ours[0]["model"])).size,
             **provenance(command_line("q4run", sys.argv[1:]), peer),
         }
@@ -94,6 +109,18 @@ def draw(
         write_plot(plot, recording, medians)
     if recording.n_dropped:
         warn(f"The recording was too long: its last {recording.n_dropped} spans are not in it.")
+
+
+def _disk_rate(results: Results) -> float | None:
+    """Bytes per second that the model's disk gives, as noted or measured; None where no run read
+    from it while it decoded, or nobody can tell."""
+    runs = [run for program in results.values() for run in program]
+    if not any((run["decode"]["disk_bytes"] or 0) > _HARDLY_ANY_BYTES for run in runs):
+        return None
+    try:
+        return disk_speed(open_gguf(Path(runs[0]["model"])).parts)[0]
+    except Error:
+        return None
 
 
 def _by_start(results: Results) -> dict[str, Results]:
@@ -240,6 +267,7 @@ def _rows(first: Figures) -> list[_Row]:
         ("  bytes per request", request_size, format_size, None),
         ("  from disk per token", from_disk_per_token, format_size, None),
         ("  waited for reads, s", lambda r: r["experts"]["wait_s"], number, None),
+        ("  of the disk's rate", lambda r: r["decode"]["disk_share"], percent, None),
         ("  disk busy meanwhile", lambda r: r["decode"]["busy_share"], percent, None),
         ("peak memory", lambda r: r["peak_rss"], format_size, "peak_rss"),
     ]

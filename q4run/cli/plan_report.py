@@ -51,6 +51,7 @@ def as_json(
         "page_cache_holds_file": forecast.cached,
         "decode": {
             **_speed(forecast.decode),
+            "disk_share": _disk_share(row, machine.disk),
             "cold_tok_s": forecast.cold_decode.tok_s,
             "long_tok_s": forecast.long_decode.tok_s,
         },
@@ -110,7 +111,8 @@ def print_plan(
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=80)
-    for part in (_where(planner, row), _how_fast(row, planner.work.cold_bytes), _table(rows, row)):
+    how_fast = _how_fast(row, planner.work.cold_bytes, planner.machine.disk)
+    for part in (_where(planner, row), how_fast, _table(rows, row)):
         console.print(part)
     for text in (*_remarks(planner, row), *shape.lines()):
         console.print(text, style="dim", markup=False)
@@ -142,7 +144,15 @@ def _where(planner: Planner, row: Row) -> Table:
     return table
 
 
-def _how_fast(row: Row, cold_bytes: int) -> Table:
+def _disk_share(row: Row, disk: float) -> float | None:
+    """Of the disk's rate, what decoding takes by the forecast; None where it reads no disk."""
+    decode = row.forecast.decode
+    if row.forecast.cached or not decode.read_bytes:
+        return None
+    return decode.read_bytes * decode.tok_s / disk
+
+
+def _how_fast(row: Row, cold_bytes: int, disk: float) -> Table:
     forecast = row.forecast
     table = _facts("Expected")
     where = "the page cache" if forecast.cached else "disk"
@@ -155,6 +165,9 @@ def _how_fast(row: Row, cold_bytes: int) -> Table:
     if cold.tok_s < _WORTH_SAYING * decode.tok_s:
         table.add_row("", _number(cold.tok_s), f"after the first prompt; limit: {cold.limit.value}")
     table.add_row("", _number(long.tok_s), f"at the end of the context; limit: {long.limit.value}")
+    if share := _disk_share(row, disk):
+        rate = format_size(decode.read_bytes * decode.tok_s)
+        table.add_row("reading", f"{rate}/s", f"{100 * share:.0f} % of what the disk gives")
     prompt, cold_prompt = forecast.prompt, forecast.cold_prompt
     label = f"prompt of {forecast.n_prompt}"
     table.add_row(label, _number(prompt.tok_s), f"tokens/s; limit: {prompt.limit.value}")

@@ -40,6 +40,8 @@ CANDIDATES = {
 _WORTH_A_COPY = 1.5
 # More readers take time from the computation as well.
 _WORTH_MORE_READERS = 1.1
+# What a run reaches counts where it is so much more, or less, than what was measured.
+_FAR = 1.25
 SECONDS = 1.0
 _ROUNDS = 4  # of all candidates in turn: a disk's speed drifts
 # Of a file; that of a smaller one would be of the disk's own cache.
@@ -71,6 +73,22 @@ def known_speeds(
         return None
     when = "measured just now" if just_now else "as measured before"
     return DiskSpeeds(speeds, when + (", beside other programs" * notes.load.is_high), notes.load)
+
+
+def correct_speed(path: Path, how: tuple[str, int], reached: float, load: Load) -> None:
+    """Corrects what is noted of a disk where a run reached another speed, in bytes per second.
+
+    path: on the disk; how: the run's I/O method and number of readers; load: what other programs
+    took meanwhile, beside which a disk may look slower than it is, but not faster.
+    """
+    name = next((name for name, candidate in CANDIDATES.items() if candidate == how), None)
+    notes = Notes(_NOTES)
+    known = notes.known(_device(path))
+    if name is None or CANDIDATES[name][0] != "direct" or known is None:
+        return
+    is_slower = reached * _FAR < known[name] and not load.is_high
+    if is_slower or reached > _FAR * known[name]:
+        notes.correct(_device(path), {name: round(reached)})
 
 
 def best_candidate(speeds: Mapping[str, float]) -> str:

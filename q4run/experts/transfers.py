@@ -48,6 +48,7 @@ class Transfers:
         self._fills: dict[Key, Fill] = {}
         self._failed: dict[Key, BaseException] = {}
         self._wait_began: int | None = None  # ``time.perf_counter_ns``
+        self._reading_until = 0  # as that: the end of the last read that is counted
 
     def begin(self, key: Key, urgent: bool) -> None:
         """Begins to read an expert into the slot that it has just got."""
@@ -121,6 +122,9 @@ class Transfers:
         self._counters.bytes_read += arrival.amount.n_bytes
         self._counters.requests += arrival.amount.n_requests
         self._counters.read_s += (arrival.end - arrival.begin) / 1e9
+        begin = max(arrival.begin, self._reading_until)
+        self._counters.reading_s += max(0, arrival.end - begin) / 1e9
+        self._reading_until = max(arrival.end, self._reading_until)
         if timeline := self._events.timeline:
             layer, expert = fill.key
             lane = 1 + arrival.reader

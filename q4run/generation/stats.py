@@ -11,10 +11,11 @@ class Work:
     """Counters as of a moment; subtract two to see what happened between.
 
     Sizes in bytes, times in seconds. ``wait_s`` is time that the computation stood still for the
-    disk, ``read_s`` adds up over the reader threads. Of the ``misses``, ``read_ahead`` were on
-    their way, or there, before they were asked for; ``begun_ahead`` counts all that were begun so,
-    the vain ones included. ``requests`` are those to the disk that ``bytes_read`` came in. Fields
-    can also be read as ``work["hits"]``.
+    disk, ``read_s`` adds up over the reader threads, ``reading_s`` is the time in which at least
+    one of them read. Of the ``misses``, ``read_ahead`` were on their way, or there, before they
+    were asked for; ``begun_ahead`` counts all that were begun so, the vain ones included.
+    ``requests`` are those to the disk that ``bytes_read`` came in. Fields can also be read as
+    ``work["hits"]``.
     """
 
     tokens: int
@@ -28,6 +29,7 @@ class Work:
     bytes_read: int
     requests: int
     read_s: float
+    reading_s: float
     wait_s: float
 
     def __getitem__(self, name: str) -> Any:

@@ -64,6 +64,9 @@ class Notes:
     def note(self, name: str, figures: Figures, *, beside_others: bool = False) -> None:
         """Notes figures; where that is impossible, the next start measures again."""
         entry = {"when": int(time.time()), "figures": figures, "beside_others": beside_others}
+        self._keep(name, entry)
+
+    def _keep(self, name: str, entry: dict[str, Any]) -> None:
         if not _usable(entry, _FRESH_S):
             return
         part = self._path.with_suffix(f".{os.getpid()}")
@@ -71,6 +74,11 @@ class Notes:
             part.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(self._read() | {name: entry}))
             part.replace(self._path)
+
+    def correct(self, name: str, figures: Figures) -> None:
+        """Replaces some of the figures of a note, which is as old as before."""
+        if known := self.known(name):
+            self._keep(name, self._read()[name] | {"figures": known | figures})
 
     @cached_property
     def _load_now(self) -> Load:

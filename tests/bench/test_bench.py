@@ -54,6 +54,7 @@ KEYS = {
         "disk_bytes": DISK_BYTES,
         "floor_bytes": float,
         "busy_share": type(None),
+        "disk_share": type(None),
     },
     "load_s": float,
     "first_token_s": float,
@@ -87,6 +88,7 @@ PAIR_KEYS = REPORT_KEYS | {
 }
 MADE_KEYS = {
     "read_limit": float,
+    "disk_rate": type(None),
     "file_bytes": int,
     "date": str,
     "machine": str,

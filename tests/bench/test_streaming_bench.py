@@ -245,6 +245,7 @@ def figures(speed_: float, rss: int, *, ours: bool = True, busy: float | None = 
             "read_limit_ratio": None,
             "disk_bytes": 3_150_000_000,
             "floor_bytes": 300_000_000.0 if ours else None,
+            "disk_share": 0.9 if ours else None,
             "busy_share": busy if ours else None,
         },
         "load_s": 1.0,

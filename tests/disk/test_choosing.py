@@ -10,8 +10,9 @@ import pytest
 
 from q4run.disk import auto, speed
 from q4run.disk.auto import Choice, choose_method
+from q4run.disk.experience import Experience
 from q4run.disk.speed import _DEEPER as DEEPER
-from q4run.disk.speed import MOST_READERS, N_READERS, measure
+from q4run.disk.speed import MOST_READERS, N_READERS, measure, remembered_speeds
 from q4run.errors import Error
 from q4run.machine.load import Load
 
@@ -211,3 +212,54 @@ def test_a_file_that_shrinks_meanwhile_is_an_error(model, monkeypatch):
     monkeypatch.setattr(speed, "_is_cached", lambda file, offset: False)
     with pytest.raises(Error, match=r"cannot be read: .*shorter"):
         choose_method("auto", [model], False, 0)
+
+
+# What a run reaches.
+
+MB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("method", "reached", "load", "expected"),
+    [
+        ("direct", 2.4e9, Load(), 2e9),  # as good as measured
+        ("direct", 1.7e9, Load(), 2e9),
+        ("direct", 4e9, Load(), 4e9),
+        ("direct", 1e9, Load(), 1e9),
+        ("direct", 4e9, Load(cpu=0.9), 4e9),
+        ("direct", 1e9, Load(cpu=0.9), 2e9),
+        ("pread", 4e9, Load(), 2e9),  # perhaps from the page cache
+    ],
+)
+def test_a_run_corrects_what_was_measured(model, speeds, others, method, reached, load, expected):
+    choose_method("auto", [model], False, 0)
+    others.load = load
+    run = Experience([model], Choice(method, ""))
+    run.tell(round(2 * reached), 2.0)
+    known = remembered_speeds(model)
+    assert known is not None
+    assert known.speeds == {"direct": expected, "pread": 1e9, DEEPER: 2e9}
+
+
+def test_a_short_run_says_nothing_of_a_disk(model, speeds):
+    choose_method("auto", [model], False, 0)
+    run = Experience([model], Choice("direct", ""))
+    run.tell(100 * MB, 2.0)
+    run.tell(3000 * MB, 0.1)
+    known = remembered_speeds(model)
+    assert known is not None
+    assert known.speeds["direct"] == 2e9
+
+
+def test_a_run_on_a_disk_of_which_nothing_is_noted_notes_nothing(model, speeds):
+    Experience([model], Choice("direct", "")).tell(3000 * MB, 1.0)
+    assert remembered_speeds(model) is None
+
+
+def test_a_run_with_the_deeper_queue_corrects_that(model, speeds):
+    choose_method("auto", [model], False, 0)
+    Experience([model], Choice("direct", "", MOST_READERS)).tell(6000 * MB, 1.0)
+    known = remembered_speeds(model)
+    assert known is not None
+    assert known.speeds[DEEPER] == 6000 * MB
+    assert known.speeds["direct"] == 2e9

@@ -113,3 +113,15 @@ def test_notes_of_others_stay(path, measure):
     path.write_text('{"else": 3}')
     speed_of(path, measure)
     assert json.loads(path.read_text()).keys() == {"else", "x"}
+
+
+def test_a_correction_is_as_old_as_what_it_corrects(path, measure, later):
+    notes = Notes(path)
+    notes.correct("x", {"speed": 7.0})
+    assert not path.exists()
+    speed_of(path, measure)
+    later(20 * HOUR)
+    notes.correct("x", {"speed": 7.0})
+    assert notes.figures("x", measure) == ({"speed": 7, "lost_s": 0}, False)
+    later(25 * HOUR)
+    assert speed_of(path, measure) == (2, True)
