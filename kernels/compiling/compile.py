@@ -168,3 +168,9 @@ def inline(function: Callable) -> Callable:
     """``numba.njit`` for the pieces kernels are made of: inlined, not cached, not for Python."""
     options = {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return numba.njit(**options)(function)
+
+
+def apart(function: Callable) -> Callable:
+    """``inline``, but a function of its own."""
+    options = {"forceinline": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(**options)(function)

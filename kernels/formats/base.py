@@ -16,6 +16,7 @@ from numba.extending import NativeValue, models, register_model, typeof_impl, un
 
 from q4run.kernels.formats.quantize.column_weights import column_weights
 from q4run.kernels.simd.lowering import BIAS
+from q4run.kernels.simd.pairs import pairs_at_once
 
 _BY_TYPE: dict[gguf.GGMLQuantizationType, "Format"] = {}
 _WITHOUT_KERNELS: dict[gguf.GGMLQuantizationType, "Format"] = {}
@@ -60,8 +61,9 @@ class Format:
 
     fields: what a block consists of, in the file's order. A value is
     ``scale * (code - zero)``, plus a minimum if ``has_minimum``; a scale is shared by 32 values,
-    or by 16 with ``half_groups``. ``signed`` codes are signed bytes in the form of
-    ``simd.ops.biased``, with ``zero`` their bias. ``block_at_once`` formats overload
+    or by 16 with ``half_groups``. A code has ``code_bits`` at most, whatever bytes a file holds.
+    ``signed`` codes are signed bytes in the form of ``simd.ops.biased``, with ``zero`` their bias.
+    ``block_at_once`` formats overload
     ``reading.block_sums`` as well (and have one scale a block). Without ``int8_activations`` the
     weights are floats, read one column at a time, and nothing of this paragraph applies.
 
@@ -76,6 +78,7 @@ class Format:
         *,
         int8_activations: bool = True,
         zero: int = 0,
+        code_bits: int = 8,
         signed: bool = False,
         has_minimum: bool = False,
         half_groups: bool = False,
@@ -89,6 +92,7 @@ class Format:
         self.fields = tuple(fields)
         self.int8_activations = int8_activations
         self.zero = BIAS if signed else zero
+        self.pairs_at_once = 0 if signed else pairs_at_once(2**code_bits - 1)
         self.signed = signed
         self.has_minimum = has_minimum
         self.half_groups = half_groups

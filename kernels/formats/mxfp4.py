@@ -58,6 +58,7 @@ FORMAT = register(
     MXFP4(
         gguf.GGMLQuantizationType.MXFP4,
         [Field(0, 1, 1), Field(1, 4, 4)],
+        code_bits=5,
         zero=_ZERO,
         levels=_LEVELS,
     )

@@ -46,6 +46,7 @@ FORMAT = register(
     Q2_K(
         gguf.GGMLQuantizationType.Q2_K,
         [Field(0, 16, 1), Field(16, 16, 4), Field(80, 1, 2), Field(82, 1, 2)],
+        code_bits=2,
         half_groups=True,
         has_minimum=True,
         levels=range(4),

@@ -61,6 +61,7 @@ FORMAT = register(
     Q3_K(
         gguf.GGMLQuantizationType.Q3_K,
         [Field(0, 8, 4), Field(32, 16, 4), Field(96, 3, 4), Field(108, 1, 2)],
+        code_bits=3,
         zero=4,
         half_groups=True,
         levels=range(-4, 4),

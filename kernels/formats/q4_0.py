@@ -29,6 +29,7 @@ FORMAT = register(
     Q4_0(
         gguf.GGMLQuantizationType.Q4_0,
         [Field(0, 1, 2), Field(2, 4, 4)],
+        code_bits=4,
         zero=8,
         levels=range(-8, 8),
     )

@@ -25,6 +25,7 @@ FORMAT = register(
     Q4_1(
         gguf.GGMLQuantizationType.Q4_1,
         [Field(0, 1, 2), Field(2, 1, 2), Field(4, 4, 4)],
+        code_bits=4,
         has_minimum=True,
         levels=range(16),
     )

@@ -35,6 +35,7 @@ FORMAT = register(
     Q4_K(
         gguf.GGMLQuantizationType.Q4_K,
         [Field(0, 1, 2), Field(2, 1, 2), Field(4, 3, 4), Field(16, 32, 4)],
+        code_bits=4,
         has_minimum=True,
         levels=range(16),
     )

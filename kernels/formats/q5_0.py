@@ -26,6 +26,7 @@ FORMAT = register(
     Q5_0(
         gguf.GGMLQuantizationType.Q5_0,
         [Field(0, 1, 2), Field(2, 1, 4), Field(6, 4, 4)],
+        code_bits=5,
         zero=16,
         levels=range(-16, 16),
     )

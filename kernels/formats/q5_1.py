@@ -22,6 +22,7 @@ FORMAT = register(
     Q5_1(
         gguf.GGMLQuantizationType.Q5_1,
         [Field(0, 1, 2), Field(2, 1, 2), Field(4, 1, 4), Field(8, 4, 4)],
+        code_bits=5,
         has_minimum=True,
         levels=range(32),
     )

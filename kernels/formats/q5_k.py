@@ -36,6 +36,7 @@ FORMAT = register(
     Q5_K(
         gguf.GGMLQuantizationType.Q5_K,
         [Field(0, 1, 2), Field(2, 1, 2), Field(4, 3, 4), Field(16, 8, 4), Field(48, 32, 4)],
+        code_bits=5,
         has_minimum=True,
         levels=range(32),
     )

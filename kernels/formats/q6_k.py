@@ -46,6 +46,7 @@ FORMAT = register(
     Q6_K(
         gguf.GGMLQuantizationType.Q6_K,
         [Field(0, 32, 4), Field(128, 16, 4), Field(192, 16, 1), Field(208, 1, 2)],
+        code_bits=6,
         zero=32,
         half_groups=True,
         levels=range(-32, 32),

@@ -13,7 +13,7 @@ from numba.extending import overload
 from q4run.kernels.compiling.compile import inline
 from q4run.kernels.formats.base import Format, FormatType
 from q4run.kernels.simd.casts import to_float
-from q4run.kernels.simd.ops import add, dot_biased, dot_unsigned, fma, mul, splat
+from q4run.kernels.simd.ops import add, fma, mul, splat
 from q4run.kernels.simd.vector import f32x8, i32x8
 
 
@@ -121,14 +121,6 @@ def each_vector(code, weights, at, group):
         code(weights, at, group, 6),
         code(weights, at, group, 7),
     )
-
-
-@inline
-def dot_codes(fmt, accumulator, codes_, x):
-    """``accumulator`` (i32x8) plus, per row, the products of four codes and four activations."""
-    if is_signed(fmt):
-        return dot_biased(accumulator, codes_, x)
-    return dot_unsigned(accumulator, codes_, x)
 
 
 @inline

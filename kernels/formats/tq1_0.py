@@ -46,6 +46,7 @@ FORMAT = register(
     TQ1_0(
         gguf.GGMLQuantizationType.TQ1_0,
         [Field(0, 12, 4), Field(48, 1, 4), Field(52, 1, 2)],
+        code_bits=2,
         zero=1,
         block_at_once=True,
         levels=(-1, 0, 1),

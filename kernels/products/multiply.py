@@ -11,6 +11,7 @@ from numba import types
 
 from q4run.kernels.compiling.compile import c_function, inline
 from q4run.kernels.formats.base import Format
+from q4run.kernels.formats.dots import dot_eight, dot_four
 from q4run.kernels.formats.reading import (
     add_products,
     block_at_once,
@@ -18,7 +19,6 @@ from q4run.kernels.formats.reading import (
     block_size,
     block_sums,
     codes,
-    dot_codes,
     half_groups,
     minimum,
     scale,
@@ -27,8 +27,8 @@ from q4run.kernels.formats.reading import (
 )
 from q4run.kernels.products.panels import multiply_panel_float, multiply_panel_int8
 from q4run.kernels.products.strips import ROWS
-from q4run.kernels.simd.memory import load_four, prefetch, prefetch_once
-from q4run.kernels.simd.ops import add, fma, splat, sub
+from q4run.kernels.simd.memory import prefetch, prefetch_once
+from q4run.kernels.simd.ops import fma, splat, sub
 from q4run.kernels.simd.tails import store_some
 from q4run.kernels.simd.vector import f32x8, i32x8
 
@@ -136,20 +136,15 @@ def _add_group(fmt, weights, at, i, q, scales, sums, group, total):
     x = 32 * group
     x_sum = sums[2 * group]
     x_sums = (x_sum - sums[2 * group + 1], sums[2 * group + 1]) if half_groups(fmt) else (x_sum, 0)
-    low = splat(i32x8, -zero_code(fmt) * x_sums[0])
-    high = splat(i32x8, -zero_code(fmt) * x_sums[1])
-    low = dot_codes(fmt, low, c0, load_four(q, x))
-    high = dot_codes(fmt, high, c4, load_four(q, x + 16))
-    low = dot_codes(fmt, low, c1, load_four(q, x + 4))
-    high = dot_codes(fmt, high, c5, load_four(q, x + 20))
-    low = dot_codes(fmt, low, c2, load_four(q, x + 8))
-    high = dot_codes(fmt, high, c6, load_four(q, x + 24))
-    low = dot_codes(fmt, low, c3, load_four(q, x + 12))
-    high = dot_codes(fmt, high, c7, load_four(q, x + 28))
+    start = splat(i32x8, -zero_code(fmt) * x_sums[0])
     if half_groups(fmt):
+        low = dot_four(fmt, start, c0, c1, c2, c3, q, x)
+        start = splat(i32x8, -zero_code(fmt) * x_sums[1])
+        high = dot_four(fmt, start, c4, c5, c6, c7, q, x + 16)
         total = _add_part(fmt, weights, at, i, 0, low, x_scale, x_sums[0], total)
         return _add_part(fmt, weights, at, i, 1, high, x_scale, x_sums[1], total)
-    return _add_part(fmt, weights, at, i, 0, add(low, high), x_scale, x_sum, total)
+    products = dot_eight(fmt, start, c0, c1, c2, c3, c4, c5, c6, c7, q, x)
+    return _add_part(fmt, weights, at, i, 0, products, x_scale, x_sum, total)
 
 
 @inline

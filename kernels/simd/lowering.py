@@ -14,5 +14,8 @@ dot_biased = _target.dot_biased
 half_to_float = _target.half_to_float
 float_to_half = _target.float_to_half
 look_up = _target.look_up
+# Only where sums of two products are cheaper to add up in 16 bits.
+multiply_pairs: Any = getattr(_target, "multiply_pairs", None)
+sum_pairs: Any = getattr(_target, "sum_pairs", None)
 # Only where the machine multiplies small matrices.
 dot_matrix: Any = getattr(_target, "dot_matrix", None)

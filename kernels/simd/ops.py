@@ -75,6 +75,17 @@ def shift_right(typing_context, vector, count):
 
 
 @intrinsic
+def shift_right_signed(typing_context, a, count):
+    """Lane-wise arithmetic shift right of i32x8 by the same count."""
+
+    def codegen(context, builder, signature, args):
+        scalar = context.cast(builder, args[1], signature.args[1], types.int32)
+        return builder.ashr(args[0], emit.splat(builder, scalar, 8))
+
+    return i32x8(i32x8, count), codegen
+
+
+@intrinsic
 def fma(typing_context, a, b, c):
     """``a * b + c`` on f32x8, rounded once."""
 

@@ -36,6 +36,7 @@ def llvm_vector(vector_type: Vector) -> ir.VectorType:
 
 u8x32 = Vector(types.uint8, 32)
 i8x32 = Vector(types.int8, 32)
+i16x16 = Vector(types.int16, 16)
 u16x8 = Vector(types.uint16, 8)
 i32x8 = Vector(types.int32, 8)
 f32x8 = Vector(types.float32, 8)
