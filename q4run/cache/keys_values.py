@@ -100,11 +100,15 @@ class KeysValues:
     def can_rewind_to(self, length: int) -> int:
         """A length inside a chunk that is gone goes back to its border: nothing older is needed.
         Where rows of the window before a length are gone, nothing is left."""
-        if self._window and self._n_written > self._n_positions:
-            oldest = self._n_written - self._n_positions
+        return self._held(length, self._n_written)
+
+    def _held(self, length: int, n_written: int) -> int:
+        """What ``can_rewind_to`` says of a layer written to that far."""
+        if self._window and n_written > self._n_positions:
+            oldest = n_written - self._n_positions
             return length if length - self._window + 1 >= oldest else 0
         size = self._chunk_size
-        if size and length % size and (self._n_written - 1) // size != length // size:
+        if size and length % size and (n_written - 1) // size != length // size:
             return length // size * size
         return length
 
@@ -123,14 +127,17 @@ class KeysValues:
             "n_written": np.array(self._n_written if forgets else length),
         }
 
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
+    def load(self, arrays: dict[str, np.ndarray], length: int) -> None:
         """Rows behind those that were saved keep what they held: they are not seen."""
         if arrays.keys() != {"keys", "values", "n_written"}:
             raise ValueError(f"not the arrays of keys and values: {', '.join(arrays) or 'none'}")
-        n_written = int(arrays["n_written"])
+        n_written = _whole_number(arrays, "n_written")
+        self._check_holds(length, n_written)
         n_rows = self._n_rows(n_written)
         for name, rows in (("keys", self.keys.array), ("values", self.values.array)):
             given, (n_head_kv, capacity, row) = arrays[name], rows.shape
+            if not isinstance(given, np.ndarray):
+                raise ValueError(f"{name} are no array but {type(given).__name__}")
             if given.dtype != rows.dtype or given.shape != (n_head_kv, n_rows, row):
                 raise ValueError(f"{name} of {given.dtype} {given.shape} are not of this cache")
             if n_rows > capacity:
@@ -140,6 +147,14 @@ class KeysValues:
             arrays["values"],
         )
         self._n_written = n_written
+        self.rewind(length)
+
+    def _check_holds(self, length: int, n_written: int) -> None:
+        """ValueError unless a layer written to that far holds what ``length`` tokens need."""
+        forgets = self._chunk_size or self._window
+        fits = length <= n_written if forgets else length == n_written
+        if not fits or self._held(length, n_written) != length:
+            raise ValueError(f"a layer written up to {n_written} does not hold {length} tokens")
 
     def _n_rows(self, n_written: int) -> int:
         """How many of a head's rows hold tokens of the conversation, its last chunk or window."""
@@ -217,10 +232,27 @@ class KVCache:
         self.rewind(0)
         if "length" not in arrays:
             raise ValueError("not what a cache saved: it has no length")
-        length = int(arrays["length"])
-        if not 0 <= length <= self.context:
+        length = _whole_number(arrays, "length")
+        if length > self.context:
             raise ValueError(f"{length} tokens do not fit into a context of {self.context}")
-        for i, state in enumerate(self._states):
-            begin = f"{i}."
-            state.load({k.removeprefix(begin): v for k, v in arrays.items() if k.startswith(begin)})
+        begins = tuple(f"{i}." for i in range(len(self._states)))
+        if stray := [name for name in arrays if name != "length" and not name.startswith(begins)]:
+            raise ValueError(f"a cache of {len(begins)} layers has no {', '.join(stray)}")
+        try:
+            for begin, state in zip(begins, self._states, strict=True):
+                own = {k.removeprefix(begin): v for k, v in arrays.items() if k.startswith(begin)}
+                state.load(own, length)
+        except BaseException:
+            self.rewind(0)
+            raise
         self.length = length
+
+
+def _whole_number(arrays: dict[str, np.ndarray], name: str) -> int:
+    """The number, 0 or more, that an array without axes holds; else ValueError."""
+    array = arrays[name]
+    if not isinstance(array, np.ndarray) or array.shape or array.dtype.kind not in "iu":
+        raise ValueError(f"{name} is not one whole number")
+    if array < 0:
+        raise ValueError(f"{name} is {array}, less than 0")
+    return int(array)

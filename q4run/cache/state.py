@@ -39,6 +39,9 @@ class LayerState(Protocol):
         """Returns copies of all that is needed to go on behind ``length`` tokens."""
         ...
 
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes over what ``save`` gave; raises ValueError where it is of another model or kind."""
+    def load(self, arrays: dict[str, np.ndarray], length: int) -> None:
+        """Takes over what ``save`` gave for ``length`` tokens.
+
+        Raises ValueError where it is of another model or kind, or does not hold so many.
+        """
         ...

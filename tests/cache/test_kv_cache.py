@@ -24,6 +24,7 @@ from q4run.layers.decoder import Transformer
 from q4run.models import read_config
 from q4run.models.config import ModelConfig
 from q4run.models.parts import Attention, DenseFeedForward, Layer
+from q4run.models.parts.attention import WINDOW_ROOM
 from q4run.models.rope import Rope
 
 N_HEAD_KV, HEAD_DIM = 2, 12
@@ -345,6 +346,130 @@ def test_what_is_of_another_conversation_is_refused():
         with pytest.raises(ValueError, match=message):
             cache.load(arrays)
         assert cache.length == 0
+
+
+NOT_NUMBERS = [
+    np.array([13]),
+    np.array([13, 13]),
+    np.array([], np.int64),
+    np.array(13.0),
+    np.array(np.nan),
+    np.array(True),
+    np.array("13"),
+    np.array(None),
+    13,
+]
+
+
+def written(**parts: int) -> Callable[[], KVCache]:
+    """Makes an empty cache of two layers, the first with these ``parts`` of attention."""
+    seen = dataclasses.replace(attention(None), **parts)
+    layers = tuple(Layer(part, DenseFeedForward(8)) for part in (seen, attention(None)))
+    config = dataclasses.replace(made_up_config([None]), layers=layers)
+    return lambda: KVCache(config, WINDOW_ROOM + 200, "f32")
+
+
+FULL, CHUNKED, WINDOWED = written(), written(chunk_size=8), written(window=40)
+every_kind = pytest.mark.parametrize(
+    "make", [FULL, CHUNKED, WINDOWED], ids=["full", "chunked", "windowed"]
+)
+
+
+def saved_after(make: Callable[[], KVCache], *n_tokens: int) -> dict[str, np.ndarray]:
+    """What a cache saves after passes of so many tokens, whose rows are no zeros."""
+    cache = make()
+    for count in n_tokens:
+        while count:
+            done = cache.begin(count)
+            cache.commit(done)
+            count -= done
+    for layer in cache.layers:
+        layer.keys.array[...] = layer.values.array[...] = 1
+    return cache.save()
+
+
+def check_refused(
+    make: Callable[[], KVCache], good: dict[str, np.ndarray], bad: dict[str, object], message: str
+) -> None:
+    """``bad`` gets one line, after which the cache is as one that never held a token."""
+    cache = make()
+    cache.load(good)
+    with pytest.raises(ValueError, match=message) as refusal:
+        cache.load(bad)
+    assert "\n" not in str(refusal.value)
+    empty = make().save()
+    assert cache.length == 0
+    assert {name: array.shape for name, array in cache.save().items()} == {
+        name: array.shape for name, array in empty.items()
+    }
+    for name in ("0.n_written", "1.n_written"):
+        assert cache.save()[name] == 0
+    cache.load(good)
+    for name, array in cache.save().items():
+        np.testing.assert_array_equal(array, good[name])
+
+
+@every_kind
+@pytest.mark.parametrize("name", ["length", "0.n_written", "1.n_written"])
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
+def test_counts_that_are_no_whole_numbers_are_refused(make, name, value):
+    good = saved_after(make, 13)
+    check_refused(make, good, good | {name: value}, "n_written|length")
+
+
+@every_kind
+@pytest.mark.parametrize("name", ["length", "0.n_written", "1.n_written"])
+@pytest.mark.parametrize("value", [-1, -(2**63), 0, 5, 12, 14, 2**62])
+def test_counts_that_do_not_agree_are_refused(make, name, value):
+    """Of each other, of the rows, of what a layer with chunks or a window may have forgotten."""
+    good = saved_after(make, 13)
+    check_refused(make, good, good | {name: np.array(value)}, "less than|does not hold|fit|not of")
+
+
+def test_a_chunk_that_is_gone_and_a_window_that_is_gone_are_refused():
+    for make, n_tokens in ((CHUNKED, 21), (WINDOWED, WINDOW_ROOM + 150)):
+        good = saved_after(make, n_tokens)
+        short = saved_after(make, 13)
+        mixed = {name: good[name] if name[0] == "0" else short[name] for name in good}
+        check_refused(make, good, mixed, f"written up to {n_tokens} does not hold 13 tokens")
+
+
+def test_what_was_rewound_within_chunk_and_window_still_loads():
+    for make, n_tokens, back in ((CHUNKED, 21, 18), (WINDOWED, WINDOW_ROOM + 150, 120)):
+        cache, other = make(), make()
+        cache.load(saved_after(make, n_tokens))
+        cache.rewind(back if make is CHUNKED else n_tokens - 5)
+        other.load(cache.save())
+        assert other.length == cache.length > 0
+        assert other.save()["0.n_written"] == n_tokens
+
+
+@every_kind
+def test_arrays_of_other_layers_and_stray_ones_are_refused(make):
+    good = saved_after(make, 13)
+    one_more = {name.replace("1.", "2."): good[name] for name in good if name[0] == "1"}
+    check_refused(make, good, good | one_more, r"cache of 2 layers has no 2\.keys")
+    for stray in ("keys", "00.keys", "10.keys", "-1.keys", "x", ""):
+        check_refused(make, good, good | {stray: good["0.keys"]}, "a cache of 2 layers has no")
+    for stray in ("1.more", "0.0.keys", "0."):
+        check_refused(make, good, good | {stray: good["0.keys"]}, "not the arrays")
+
+
+@pytest.mark.parametrize("name", ["0.keys", "1.values"])
+def test_rows_that_are_no_such_arrays_are_refused(name):
+    good = saved_after(FULL, 13)
+    for bad in (
+        good[name].tolist(),
+        None,
+        good[name][0],
+        good[name][:, :0],
+        good[name][:1],
+        good[name][..., :-1],
+        good[name].astype(np.float64),
+        good[name].astype(">f4"),
+        good[name].astype(object),
+    ):
+        check_refused(FULL, good, good | {name: bad}, name.split(".")[1])
 
 
 # The same through a whole model: bits of a fresh run, whatever came before.
