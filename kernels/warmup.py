@@ -17,6 +17,8 @@ from q4run.kernels.head import output_head
 from q4run.kernels.products.multiply import multiply_address
 from q4run.kernels.products.products import PRODUCT
 from q4run.kernels.products.strips import interleave
+from q4run.kernels.sampling.choose import choose
+from q4run.kernels.sampling.weights import weight_bits
 from q4run.kernels.threads.pool import ALONE, ThreadPool
 
 _F32 = np.empty(0, np.float32)
@@ -43,7 +45,7 @@ def warm_up(
 def warm_up_steps(formats: Iterable[Format], kind: KVKind) -> list[Callable[[], None]]:
     """What ``warm_up`` does, in steps that need not each other; the longest to compile first."""
     own = [partial(_format, fmt) for fmt in formats]
-    return [partial(_attention, kind), _experts, *own, _feed_forwards, _threads]
+    return [partial(_attention, kind), _experts, *own, _feed_forwards, _sampling, _threads]
 
 
 def _format(fmt: Format) -> None:
@@ -75,6 +77,13 @@ def _experts() -> None:
     moe_layer(ALONE, _NO_TOKENS, mixture, _I64, jobs)
     run_experts(ALONE, 0, mixture, False, _I64, _I64, jobs)
     combine(ALONE, _NO_TOKENS, mixture)
+
+
+def _sampling() -> None:
+    """As the sampler calls it, types and all."""
+    logits, ids, weights = np.zeros(1, np.float32), np.zeros(1, np.int32), np.zeros(1, np.int64)
+    zero = np.float32(0)
+    choose(logits, zero, 0, 1.0, zero, 1.0, 0.0, weight_bits(1), ids, weights)
 
 
 def _threads() -> None:

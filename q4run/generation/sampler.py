@@ -13,9 +13,8 @@ from numbers import Integral, Real
 import numpy as np
 
 from q4run.errors import Error
-
-# How many of the best tokens top-p looks at first; a model is rarely so unsure as to need more.
-_FIRST_LOOK = 256
+from q4run.kernels.sampling.choose import choose
+from q4run.kernels.sampling.weights import weight_bits
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class Sampler:
     def __init__(self, parameters: SamplingParameters) -> None:
         self.parameters = parameters
         self._random = np.random.default_rng(parameters.seed)
+        self._room = _Room(0)
 
     def sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
         """A token id, given float32 ``logits`` (n_vocab,), which stay as they are.
@@ -78,71 +78,59 @@ class Sampler:
         penalty looks at. Among equal logits the lowest id comes first. Raises ``Error`` for logits
         that are no numbers, or that leave no token.
         """
-        parameters = self.parameters
         if logits.ndim != 1 or not len(logits):
             raise Error(f"no token can be chosen: logits of shape {logits.shape}")
-        logits = self._penalised(logits, history)
-        best = int(np.argmax(logits))  # NaN counts as the largest, so one look finds it
-        if not math.isfinite(logits[best]):
+        if len(logits) != len(self._room.logits):
+            self._room = _Room(len(logits))
+        own = self._room.logits
+        own[:] = logits
+        self._penalise(own, history)
+        best = int(np.argmax(own))  # NaN counts as the largest, so one look finds it
+        if not math.isfinite(own[best]):
             raise NotFiniteError(
-                f"no token can be chosen: the largest logit is {logits[best]}; the model file is"
+                f"no token can be chosen: the largest logit is {own[best]}; the model file is"
                 " damaged, convert or download it again"
             )
-        if parameters.temperature == 0:
-            return best
+        return best if self.parameters.temperature == 0 else self._draw(float(own[best]))
 
-        ids = np.arange(len(logits))
-        if 0 < parameters.top_k < len(ids):
-            ids = _top_k(logits, parameters.top_k)
-        if parameters.top_p < 1:
-            ids = ids[_top_p(logits[ids], parameters.top_p)]
-        if parameters.min_p > 0:
-            ids = ids[logits[ids] >= float(logits[best]) + math.log(parameters.min_p)]
-        return int(ids[self._draw(logits[ids])])
+    def _draw(self, largest: float) -> int:
+        """A token that the filters leave, as likely as its softmax at the temperature says."""
+        parameters, room = self.parameters, self._room
+        min_p = parameters.min_p
+        min_logit = largest + math.log(min_p) if min_p > 0 else -math.inf
+        token = choose(
+            room.logits,
+            np.float32(largest),
+            min(int(parameters.top_k), len(room.logits)),
+            float(parameters.top_p),
+            np.float32(min_logit),
+            float(parameters.temperature),
+            self._random.random(),
+            weight_bits(len(room.logits)),
+            room.ids,
+            room.weights,
+        )
+        return int(token)
 
-    def _draw(self, logits: np.ndarray) -> int:
-        """An index into ``logits``, each as likely as its softmax at the temperature says."""
-        differences = logits.astype(np.float64) - logits.max()
-        with np.errstate(over="ignore"):  # far below the best at a tiny temperature: never drawn
-            weights = np.exp(differences / self.parameters.temperature)
-        sums = np.cumsum(weights)
-        drawn = min(self._random.random() * sums[-1], np.nextafter(sums[-1], 0.0))
-        return int(np.searchsorted(sums, drawn, side="right"))
-
-    def _penalised(self, logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
-        """The logits after the repetition penalty; the very array given where there is none."""
+    def _penalise(self, logits: np.ndarray, history: Sequence[int]) -> None:
+        """Applies the repetition penalty to the logits of the tokens concerned."""
         parameters = self.parameters
         recent = history[-parameters.repetition_window :] if parameters.repetition_window else ()
         if parameters.repetition_penalty == 1 or not len(recent):
-            return logits
+            return
         ids = np.unique(np.asarray(recent, np.int64))
         if ids[0] < 0 or ids[-1] >= len(logits):
             raise Error(f"the history has tokens outside the vocabulary of {len(logits)}")
-        logits = logits.copy()
         seen = logits[ids]
         penalty = np.float32(parameters.repetition_penalty)
-        logits[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
-        return logits
+        with np.errstate(over="ignore"):  # what is infinite then is refused, or never drawn
+            logits[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
 
 
-def _top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """The indices of the ``k`` largest logits, ascending; the first ones where equals compete."""
-    smallest = np.partition(logits, len(logits) - k)[len(logits) - k]
-    larger = np.flatnonzero(logits > smallest)
-    equal = np.flatnonzero(logits == smallest)[: k - len(larger)]
-    return np.sort(np.concatenate((larger, equal)))
+class _Room:
+    """What choosing from ``n`` tokens writes to, 16 bytes for each."""
 
-
-def _top_p(logits: np.ndarray, p: float) -> np.ndarray:
-    """The indices, ascending, of the fewest largest logits whose softmax reaches ``p``."""
-    weights = np.exp(logits.astype(np.float64) - logits.max())
-    wanted = p * weights.sum()
-    n_seen = _FIRST_LOOK
-    while True:
-        n_seen = min(n_seen, len(logits))
-        best = _top_k(logits, n_seen)
-        best = best[np.argsort(-logits[best], kind="stable")]
-        sums = np.cumsum(weights[best])
-        if sums[-1] >= wanted or n_seen == len(logits):
-            return np.sort(best[: np.searchsorted(sums, wanted) + 1])
-        n_seen *= 16
+    def __init__(self, n: int) -> None:
+        self.logits = np.empty(n, np.float32)
+        self.ids = np.empty(n, np.int32)
+        self.weights = np.empty(n, np.int64)

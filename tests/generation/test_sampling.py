@@ -9,6 +9,12 @@ import pytest
 
 from q4run.errors import Error
 from q4run.generation.sampler import Sampler, SamplingParameters
+from q4run.kernels.attention.kinds import find_kind
+from q4run.kernels.sampling.choose import choose
+from q4run.kernels.sampling.cut import cut
+from q4run.kernels.sampling.weights import weigh, weight_bits
+from q4run.kernels.warmup import warm_up
+from tests.helpers.sampling import PlainSampler, penalised
 
 
 def draw(logits: Sequence[float], times: int = 1, **options: Any) -> Counter[int]:
@@ -246,3 +252,127 @@ def test_parameters_that_make_no_sense(name: str, value: Any) -> None:
 def test_parameters_of_numpy() -> None:
     parameters = SamplingParameters(temperature=np.float32(0.5), top_k=np.int64(3), seed=2**70)
     assert Sampler(parameters).sample(np.zeros(4, np.float32), []) in range(3)
+
+
+# The same tokens as a sampler that sorts, and the parts of the compiled one
+
+N_VOCABS = (1, 2, 3, 63, 64, 65, 127, 1000, 4099, 30_000)
+
+
+def any_logits(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Peaked, flat, tied, with tokens that cannot be, or in a corner of float32's range."""
+    kind = rng.integers(7)
+    normal = rng.standard_normal(n)
+    if kind == 0:
+        logits = normal * rng.choice([0.01, 1.0, 3.0, 10.0, 300.0])
+    elif kind == 1:
+        logits = np.round(normal * rng.choice([0.5, 2.0, 5.0]))  # ties, and both zeros
+    elif kind == 2:
+        logits = np.full(n, rng.choice([0.0, -0.0, 7.5, -30.0, 1e30, -1e-40]))
+    elif kind == 3:
+        logits = normal - 20
+        logits[rng.integers(0, n, 5)] += 15
+    elif kind == 4:
+        logits = np.where(rng.random(n) < 0.5, -np.inf, normal)
+    elif kind == 5:
+        logits = normal * rng.choice([1e-42, 1e-38, 1e35, 5e37])
+    else:
+        logits = np.where(rng.random(n) < 0.5, 0.0, -0.0)
+    if not np.isfinite(logits).any():
+        logits[rng.integers(n)] = 0
+    return logits.astype(np.float32)
+
+
+def any_parameters(rng: np.random.Generator, n: int) -> SamplingParameters:
+    return SamplingParameters(
+        temperature=float(rng.choice([0.0, 1e-300, 1e-3, 0.6, 0.8, 1.0, 2.0, 50.0])),
+        top_k=int(rng.choice([0, 0, 0, 1, 2, 40, n // 2, n - 1, n, n + 1, 2**70 % 10**9])),
+        top_p=float(rng.choice([0.0, 0.1, 0.5, 0.9, 0.95, 0.9999, 1.0, 1.0, rng.random()])),
+        min_p=float(rng.choice([0.0, 0.0, 1e-9, 0.01, 0.05, 0.5, 1.0, rng.random()])),
+        repetition_penalty=float(rng.choice([1.0, 1.0, 1.1, 0.5, 3.0])),
+        repetition_window=int(rng.choice([0, 1, 64, 1000])),
+        seed=int(rng.integers(2**32)),
+    )
+
+
+@pytest.mark.parametrize("n", N_VOCABS)
+def test_the_tokens_of_a_sampler_that_sorts(n: int) -> None:
+    rng = np.random.default_rng(n)
+    n_seen = 0
+    for _ in range(1200 if n < 2000 else 150):
+        parameters = any_parameters(rng, n)
+        compiled, plain = Sampler(parameters), PlainSampler(parameters)
+        for _ in range(3):
+            logits = any_logits(rng, n)
+            history = rng.integers(0, n, rng.integers(0, 100)).tolist()
+            if not np.isfinite(penalised(logits, history, parameters).max()):
+                continue
+            token = compiled.sample(logits, history)
+            assert token == plain.sample(logits, history), parameters
+            n_seen += 1
+    assert n_seen > 300
+
+
+def test_nothing_of_one_choice_is_left_in_the_next() -> None:
+    rng = np.random.default_rng(9)
+    parameters = SamplingParameters(
+        temperature=0.7, top_p=0.9, min_p=0.01, repetition_penalty=1.2, seed=4
+    )
+    compiled, plain = Sampler(parameters), PlainSampler(parameters)
+    history: list[int] = []
+    for step in range(400):
+        logits = any_logits(rng, (500, 3000)[step % 2])
+        if not np.isfinite(penalised(logits, history, parameters).max()):
+            continue
+        history.append(compiled.sample(logits, history))
+        assert history[-1] == plain.sample(logits, history[:-1])
+        history[-1] %= 500
+
+
+def test_the_first_choice_finds_its_kernel_warm() -> None:
+    warm_up([], find_kind("f16"))
+    n_compiled = len(choose.signatures)
+    for options in ({}, {"top_k": np.int64(2), "top_p": 1, "min_p": 1, "temperature": 1}):
+        draw(LOGITS, **options)
+    assert len(choose.signatures) == n_compiled == 1
+
+
+@pytest.mark.parametrize("where", [0, 1, 63, 64, 4096])
+@pytest.mark.parametrize("nan", [np.nan, -np.nan])
+@pytest.mark.parametrize("options", [{}, {"top_k": 40}, {"top_p": 0.9, "min_p": 0.01}])
+def test_one_nan_of_many_logits(where: int, nan: float, options: dict[str, Any]) -> None:
+    logits = np.zeros(4097, np.float32)
+    logits[where] = nan
+    with pytest.raises(Error, match="the largest logit is nan"):
+        Sampler(SamplingParameters(**options)).sample(logits, [])
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 129, 5000])
+def test_the_cut_is_what_sorting_finds(n: int) -> None:
+    rng = np.random.default_rng(n)
+    for _ in range(300):
+        values = any_logits(rng, n)
+        of_value = {value: int(rng.integers(1, 2**40)) for value in np.unique(values).tolist()}
+        weights = np.array([of_value[value] for value in values.tolist()])
+        order = np.argsort(-values, kind="stable")
+        sums = np.cumsum(weights[order])
+        for wanted in (1, int(sums[-1]), int(rng.integers(1, sums[-1] + 1))):
+            n_left = int(np.searchsorted(sums, wanted)) + 1
+            least = values[order[n_left - 1]]
+            n_equal = n_left - int((values > least).sum())
+            assert cut(values, weights, wanted) == (least, n_equal)
+
+
+@pytest.mark.parametrize("n", [1, 1000, 202_048, 262_144, 1_000_000])
+def test_weights_are_exponentials_to_the_last_place(n: int) -> None:
+    bits = weight_bits(n)
+    assert n * 2**bits < 2**63
+    logits = np.random.default_rng(n).uniform(-45, 3.5, 4001).astype(np.float32)
+    logits[:4] = [3.5, -np.inf, -1e38, 3.5 - 64.5]
+    for temperature in (0.6, 1.0, 1e-300, 1e300):
+        weights = np.empty(4001, np.int64)
+        weigh(logits, np.float32(3.5), temperature, bits, weights)
+        with np.errstate(over="ignore"):
+            wanted = np.exp((logits.astype(np.float64) - 3.5) / temperature) * 2.0**bits
+        assert weights[0] == 2**bits
+        assert np.abs(weights - wanted).max() <= 0.5 + 2.0 ** (bits - 50)

@@ -1,0 +1,1 @@
+"""Choosing the next token: what may be drawn, and which it is."""
