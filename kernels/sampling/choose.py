@@ -1,7 +1,7 @@
 """The draw of a token from those that the filters leave.
 
 What a filter leaves are the first tokens of one order: larger logits first, lower ids first among
-equals. So it is told by the least logit left, and by how many of those equal to it are left.
+equals. So it is told by the least logit left, and by the last place of those equal to it.
 """
 
 import math
@@ -14,7 +14,9 @@ from q4run.kernels.sampling.weights import weigh
 
 _F64_ONE = np.float64(1)
 # So many logits are looked at together, which is quick, before one of them is.
-_BLOCK = 64
+_WIDTH = 64
+_BLOCK = np.uint64(_WIDTH)  # of unsigned numbers it is known that none counts from the end
+_END = np.uint64(2**63)  # behind all places
 
 
 @kernel()
@@ -31,19 +33,19 @@ def choose(logits, largest, top_k, top_p, min_logit, temperature, uniform, bits,
     for i in range(n):
         ids[i] = i
     if 0 < top_k < n:
-        n = _keep(_below_best(logits, top_k), n, n, logits, ids, weights)
+        n = _keep(_below_best(logits, top_k), _END, n, logits, ids, weights)
         weights[:n] = 1
-        least, n_equal = cut(logits[:n], weights[:n], top_k)
-        n = _keep(least, n_equal, n, logits, ids, weights)
+        least, last = cut(logits[:n], weights[:n], top_k)
+        n = _keep(least, last, n, logits, ids, weights)
     wanted = np.int64(0)
     if top_p < 1:
         weigh(logits[:n], largest, _F64_ONE, bits, weights)
         wanted = max(np.int64(1), np.int64(math.ceil(top_p * _sum(weights[:n]))))
     if min_logit > -np.inf:  # before top-p, of which it leaves less to look at
-        n = _keep(min_logit, n, n, logits, ids, weights)
+        n = _keep(min_logit, _END, n, logits, ids, weights)
     if top_p < 1 and wanted <= _sum(weights[:n]):
-        least, n_equal = cut(logits[:n], weights[:n], wanted)
-        n = _keep(least, n_equal, n, logits, ids, weights)
+        least, last = cut(logits[:n], weights[:n], wanted)
+        n = _keep(least, last, n, logits, ids, weights)
     weigh(logits[:n], largest, temperature, bits, weights)
     return np.int64(ids[_drawn(uniform, weights[:n])])
 
@@ -51,25 +53,26 @@ def choose(logits, largest, top_k, top_p, min_logit, temperature, uniform, bits,
 @inline
 def _below_best(logits, k):
     """A number that at least ``k`` logits reach, often few more: the k-th of the blocks' best."""
-    n_blocks = (len(logits) + _BLOCK - 1) // _BLOCK
+    n_blocks = (len(logits) + _WIDTH - 1) // _WIDTH
     if k > n_blocks:
         return np.float32(-np.inf)
     best = np.empty(n_blocks, np.float32)
     for block in range(n_blocks):
-        begin = block * _BLOCK
+        begin = block * _WIDTH
         largest = logits[begin]
-        for i in range(begin + 1, min(begin + _BLOCK, len(logits))):
+        for i in range(begin + 1, min(begin + _WIDTH, len(logits))):
             largest = max(largest, logits[i])
         best[block] = largest
     return cut(best, np.ones(n_blocks, np.int64), k)[0]
 
 
 @inline
-def _keep(least, n_equal, n, logits, ids, weights):
-    """Moves what is left of the first ``n`` to the front; returns how many that are."""
-    n_left = 0
-    for begin in range(0, n, _BLOCK):
-        end = min(begin + _BLOCK, n)
+def _keep(least, last, n, logits, ids, weights):
+    """Moves what is left of the first ``n`` to the front; returns how many that are. Of those equal
+    to the least the one in place ``last`` is the last."""
+    n_left = np.uint64(0)
+    for begin in range(np.uint64(0), np.uint64(n), _BLOCK):
+        end = min(begin + _BLOCK, np.uint64(n))
         n_some = 0
         for i in range(begin, end):
             n_some += logits[i] >= least
@@ -77,12 +80,9 @@ def _keep(least, n_equal, n, logits, ids, weights):
             continue
         for i in range(begin, end):
             logit = logits[i]
-            is_equal = logit == least
-            is_left = (logit > least) | (is_equal & (n_equal > 0))
-            n_equal -= is_equal
             logits[n_left], ids[n_left], weights[n_left] = logit, ids[i], weights[i]
-            n_left += is_left
-    return n_left
+            n_left += np.uint64((logit > least) | ((logit == least) & (i <= last)))
+    return np.int64(n_left)
 
 
 @inline
