@@ -17,9 +17,13 @@ from q4run.bench.figures.figures import Figures
 from q4run.bench.measure.disk_watch import DiskWatch
 from q4run.bench.peer.llama_cpp_speed import difference, disk_bytes
 from q4run.errors import Error
+from q4run.generation import chat_defaults
+from q4run.generation.completion import Completion
+from q4run.generation.sampler import Sampler, SamplingParameters
 from q4run.gguf_file import open_gguf
 from q4run.inspection.model import summarize
 from q4run.models.names import EXPERTS
+from q4run.text.chat_template import PLAIN_STOP
 
 if TYPE_CHECKING:
     from q4run.generation.stats import Stats
@@ -49,11 +53,14 @@ def measure(
     runs once more, of which only ``first_token_s`` tells: what the very first prompt took. Without,
     the first run is a cold one. ``experts`` tells of decoding alone; its ``read_gb_s`` is what was
     read over all the time that decoding took. ``floor_bytes`` are those of the experts that had to
-    come from disk: of a prompt in all, in decoding per token. ``read_limit_ratio`` and
-    ``disk_share`` are left to whoever knows the limits. watch_disk: whether ``busy_share``, the
-    disk's share in the waiting, is looked at, by a thread of its own. load_disk_bytes: what loading
-    fetched from disk, if somebody looked; ``from_disk_share`` then tells how much of what loading
-    and a cold run had to read came from disk, and not from the page cache.
+    come from disk: of a prompt in all, in decoding per token. ``as_chat_tok_s`` are the tokens a
+    second, by the clock, that a conversation gets after its first: once more behind the same
+    prompt, sampled as ``chat`` does by default, turned into text, and searched for a stop text;
+    only of warm runs. ``read_limit_ratio`` and ``disk_share`` are left to whoever knows the limits.
+    watch_disk: whether ``busy_share``, the disk's share in the waiting, is looked at, by a thread
+    of its own. load_disk_bytes: what loading fetched from disk, if somebody looked;
+    ``from_disk_share`` then tells how much of what loading and a cold run had to read came from
+    disk, and not from the page cache.
     """
     n_bytes = weight_bytes_per_token(model.path)
     kept_bytes = kept_weight_bytes(model.path)
@@ -63,6 +70,7 @@ def measure(
         phases = [_run(model, watch, prompt, continuation)]
         used_bytes = _used_bytes(model)
         phases += [_run(model, watch, prompt, continuation) for _ in range(warm_up + runs - 1)]
+        as_chat = _chat_rate(model, prompt, len(continuation)) if len(phases) > 1 else None
     return [
         {
             "model": str(model.path),
@@ -86,6 +94,7 @@ def measure(
                 "tokens": len(continuation),
                 "tok_s": len(continuation) / decode.seconds,
                 "bytes_per_token": n_bytes,
+                "as_chat_tok_s": as_chat if i or warm_up else None,
                 "read_limit_ratio": None,
                 "disk_bytes": decode.disk_bytes,
                 "floor_bytes": _token_floor(model, decode.stats.hit_rate),
@@ -132,6 +141,31 @@ def _run(
         _timed(model, watch, lambda: model.session.feed(prompt)),
         _timed(model, watch, decode),
     )
+
+
+def _chat_rate(model: Model, prompt: Sequence[int], n_tokens: int) -> float | None:
+    """Tokens per second behind ``prompt`` by the clock, all but showing them on a screen included;
+    None for one token. Tokens that end an answer do not."""
+    marks = model.template.marks if model.template else None
+    parameters = SamplingParameters(
+        temperature=chat_defaults.TEMPERATURE,
+        top_p=chat_defaults.TOP_P,
+        min_p=chat_defaults.MIN_P,
+        seed=0,
+    )
+    completion = Completion(
+        model.session,
+        model.tokenizer,
+        prompt,
+        Sampler(parameters),
+        n_tokens,
+        PLAIN_STOP,
+        marks,
+        ignore_eos=True,
+    )
+    for _ in completion.parts():
+        pass
+    return completion.rate
 
 
 def _timed(model: Model, watch: DiskWatch, work: Callable[[], object]) -> _Phase:

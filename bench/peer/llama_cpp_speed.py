@@ -71,6 +71,7 @@ def measure(request: dict[str, Any]) -> list[dict[str, Any]]:
             "decode": {
                 "tokens": len(continuation),
                 "tok_s": len(continuation) / decode_s,
+                "as_chat_tok_s": None,
                 "bytes_per_token": None,
                 "read_limit_ratio": None,
                 "disk_bytes": read[1],

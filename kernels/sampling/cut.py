@@ -48,13 +48,13 @@ def cut(values, weights, wanted):
             left -= sums[bucket]
             bucket -= np.uint64(1)
         found = found << np.uint64(width) | bucket
-    i = np.uint64(0)
+    place = np.uint64(0)
     while True:
-        if _key(values[i]) == found:
-            left -= weights[i]
+        if _key(values[place]) == found:
+            left -= weights[place]
             if left <= 0:
-                return values[i], i
-        i += np.uint64(1)
+                return values[place], place
+        place += np.uint64(1)
 
 
 @inline

@@ -69,6 +69,7 @@ def report(results: Results, json_output: bool, peer: str) -> dict[str, Results]
         f" {threads_of(ours[0])}.",
         style="dim",
     )
+    terminal.print("First token: from the loaded model to its first prompt's end.", style="dim")
     if COLD in starts and (why := why_not_cold(starts[COLD])):
         warn(why)
     if json_output:
@@ -258,6 +259,7 @@ def _rows(first: Figures) -> list[_Row]:
         ("  waited for reads, s", lambda r: r["prefill"]["wait_s"], number, None),
         ("  from disk, all of it", lambda r: r["prefill"]["disk_bytes"], format_size, None),
         (f"decoding {n_decode}, tokens/s", lambda r: r["decode"]["tok_s"], number, "decode"),
+        ("  as chat does, tokens/s", lambda r: r["decode"]["as_chat_tok_s"], number, None),
         ("  of memory's read limit", lambda r: r["decode"]["read_limit_ratio"], percent, None),
         ("  weights per token", lambda r: r["decode"]["bytes_per_token"], format_size, None),
         ("  experts there is room for", in_ram, percent, None),

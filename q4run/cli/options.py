@@ -13,6 +13,7 @@ from q4run.cli.groups import Group, Options, choice, option
 from q4run.errors import Error
 from q4run.experts.policies import POLICIES
 from q4run.experts.prefetch import PREFETCH
+from q4run.generation import chat_defaults
 from q4run.kernels.attention.kinds import kind_names
 from q4run.settings import Settings, io_names
 
@@ -161,13 +162,11 @@ ModelSettings = Annotated[Settings, settings_options(*(field.name for field in f
 
 
 def _sampling_options() -> Options:
-    # The defaults are what Meta advises for Llama 4 (temperature and top-p of its
-    # generation_config.json), with the small min-p that quantised weights want.
     return [
         _sampling(
             "temperature",
             float,
-            0.6,
+            chat_defaults.TEMPERATURE,
             "--temp",
             "0 always takes the likeliest token; higher is more varied.",
             metavar="X",
@@ -185,7 +184,7 @@ def _sampling_options() -> Options:
         _sampling(
             "top_p",
             float,
-            0.9,
+            chat_defaults.TOP_P,
             "--top-p",
             "Choose among the likeliest tokens that together reach probability X; 1 among all.",
             metavar="X",
@@ -195,7 +194,7 @@ def _sampling_options() -> Options:
         _sampling(
             "min_p",
             float,
-            0.01,
+            chat_defaults.MIN_P,
             "--min-p",
             "Leave out tokens less likely than X times the likeliest; 0 leaves none out.",
             metavar="X",

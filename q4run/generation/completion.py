@@ -31,10 +31,10 @@ class Completion:
     ``tokens`` are those generated, the stop token included, whether or not the text shows them.
     Whatever ends the iteration, ``text`` and ``tokens`` are what has come so far. ``max_tokens`` 0
     generates nothing, None goes on to the end of the context; ``stop_text`` ends an answer too, and
-    is not part of it. ``marks`` are those of the reasoning: ``text`` is then the answer alone,
-    ``reasoning`` what was thought, and ``raw`` all that was written, marks and all. The space that
-    a SentencePiece vocabulary puts before a text is left out only where a text begins: after a
-    control token, not after text.
+    is not part of it; ``ignore_eos`` goes on behind stop tokens. ``marks`` are those of the
+    reasoning: ``text`` is then the answer alone, ``reasoning`` what was thought, and ``raw`` all
+    that was written, marks and all. The space that a SentencePiece vocabulary puts before a text is
+    left out only where a text begins: after a control token, not after text.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class Completion:
         max_tokens: int | None = None,
         stop_text: str | None = None,
         marks: Marks | None = None,
+        *,
+        ignore_eos: bool = False,
     ) -> None:
         """Raises Error for an empty prompt and for ``max_tokens`` below 0."""
         if not prompt:
@@ -71,7 +73,7 @@ class Completion:
         self._marks = marks or {}
         # Control tokens of a mark are to be seen, and none of them ends the answer.
         self._shown = _control_tokens(tokenizer, self._marks)
-        self._stop_ids = tokenizer.stop_ids - self._shown
+        self._stop_ids = frozenset() if ignore_eos else tokenizer.stop_ids - self._shown
         self._work_before = session.work
 
     def __iter__(self) -> Iterator[str]:

@@ -49,6 +49,7 @@ KEYS = {
     "decode": {
         "tokens": int,
         "tok_s": float,
+        "as_chat_tok_s": float,
         "bytes_per_token": int,
         "read_limit_ratio": float,
         "disk_bytes": DISK_BYTES,
@@ -73,7 +74,7 @@ UNKNOWN = dict.fromkeys(("floor_bytes", "once_per_chunk_bytes", "wait_s"), type(
 PEER_KEYS = KEYS | {
     "ram_budget": type(None),
     "prefill": KEYS["prefill"] | UNKNOWN,
-    "decode": KEYS["decode"] | {"floor_bytes": type(None)},
+    "decode": KEYS["decode"] | dict.fromkeys(("floor_bytes", "as_chat_tok_s"), type(None)),
     "experts": dict.fromkeys(KEYS["experts"], type(None)),
 }
 RATIO_KEYS = {"prefill": float, "decode": float, "peak_rss": float}
@@ -97,7 +98,10 @@ MADE_KEYS = {
 }
 MADE_WITH_PEER_KEYS = MADE_KEYS | {"versions": {"q4run": str, "llama_cpp": str}}
 SHARE = float if DISK_BYTES is int else type(None)
-COLD_KEYS = {"from_disk_share": SHARE}
+COLD_KEYS = {
+    "from_disk_share": SHARE,
+    "decode": KEYS["decode"] | {"as_chat_tok_s": type(None)},
+}
 READ_LIMIT = 20e9
 
 
@@ -226,6 +230,7 @@ def test_the_table_has_every_figure(model, known_read_limit, quick_runs):
         r"first token, s +[\d.]+(  \([\d.]+ to [\d.]+\))? +\n",
         rf"prompt of 20, tokens/s +{both}",
         rf"decoding 6, tokens/s +{both}",
+        r"as chat does, tokens/s +[\d.]+(  \([\d.]+ to [\d.]+\))? *\n",
         r"of memory's read limit +\d+ %",
         r"weights per token +\d.* kB|MB",
         r"experts there is room for +100 % +100 %",

@@ -242,6 +242,7 @@ def figures(speed_: float, rss: int, *, ours: bool = True, busy: float | None = 
             "tokens": 10,
             "tok_s": speed_,
             "bytes_per_token": None,
+            "as_chat_tok_s": None,
             "read_limit_ratio": None,
             "disk_bytes": 3_150_000_000,
             "floor_bytes": 300_000_000.0 if ours else None,

@@ -131,6 +131,19 @@ def test_a_completion_joins_to_its_prompt_as_one_text(sentencepiece, prompt):
     assert decode(prompt) + completion.text == decode(prompt + said)
 
 
+def test_only_where_asked_does_a_stop_token_end_nothing(model, monkeypatch):
+    stop = min(model.tokenizer.stop_ids)
+    words = model.tokenize(" in the", add_bos=False)
+    monkeypatch.setattr(Sampler, "sample", lambda self, logits, history: said.pop(0))
+    for ignore_eos, n_tokens, text in ((False, len(words) + 1, " in the"), (True, 8, " in the in")):
+        said = [*words, stop, *words, *words, *words]
+        completion = Completion(
+            model.session, model.tokenizer, model.tokenize("so"), GREEDY, 8, ignore_eos=ignore_eos
+        )
+        assert "".join(completion).startswith(text)
+        assert len(completion.tokens) == n_tokens
+
+
 # One loop
 
 

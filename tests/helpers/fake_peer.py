@@ -26,9 +26,9 @@ _SOURCE = """
         from_disk_share=None, notes=[],
         prefill=dict(tokens=len(request["prompt"]), tok_s=200.0, disk_bytes={disk_bytes},
                      floor_bytes=None, once_per_chunk_bytes=None, wait_s=None, busy_share=None),
-        decode=dict(tokens=len(request["continuation"]), tok_s=50.0, bytes_per_token=None,
-                    read_limit_ratio=None, disk_bytes={disk_bytes}, floor_bytes=None,
-                    busy_share=None, disk_share=None),
+        decode=dict(tokens=len(request["continuation"]), tok_s=50.0, as_chat_tok_s=None,
+                    bytes_per_token=None, read_limit_ratio=None, disk_bytes={disk_bytes},
+                    floor_bytes=None, busy_share=None, disk_share=None),
         load_s=1.5, first_token_s=0.5, peak_rss=10**9,
         experts=dict(count=None, slots=None, hit_rate=None, bytes_read=None, requests=None,
                      read_gb_s=None, wait_s=None))
