@@ -131,6 +131,6 @@ class _Room:
     """What choosing from ``n`` tokens writes to, 16 bytes for each."""
 
     def __init__(self, n: int) -> None:
-        self.logits = np.empty(n, np.float32)
-        self.ids = np.empty(n, np.int32)
-        self.weights = np.empty(n, np.int64)
+        self.logits: np.ndarray = np.empty(n, np.float32)
+        self.ids: np.ndarray = np.empty(n, np.int32)
+        self.weights: np.ndarray = np.empty(n, np.int64)
