@@ -1,7 +1,6 @@
 """Logits as whole numbers that are in proportion to their probabilities.
 
-Sums of whole numbers do not depend on their order: what a search finds is what sorting would, and
-the same on every machine.
+Sums of whole numbers do not depend on their order: what a search finds is what sorting would.
 """
 
 import math
