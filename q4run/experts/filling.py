@@ -7,6 +7,7 @@ as wide as the method needs and the interleaving of one overlaps the reading of 
 
 import itertools
 import mmap
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import local
@@ -39,10 +40,11 @@ class Piece(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """What came from disk, and in how many requests."""
+    """What came from disk, in how many requests, and the nanoseconds that these took."""
 
     n_bytes: int
     n_requests: int
+    read_ns: int = 0
 
 
 def cut_into_requests(
@@ -132,20 +134,22 @@ class Filler:
 
     def fill(self, requests: Iterable[Sequence[Piece]]) -> Amount:
         """Returns what was read; raises what ``ReadMethod.read`` raises."""
-        sizes = [self._fill(pieces) for pieces in requests]
-        return Amount(sum(sizes), len(sizes))
+        amounts = [self._fill(pieces) for pieces in requests]
+        return Amount(*map(sum, zip(*amounts, strict=True)))
 
-    def _fill(self, pieces: Sequence[Piece]) -> int:
+    def _fill(self, pieces: Sequence[Piece]) -> Amount:
         first, n_bytes = pieces[0], sum(piece.n_bytes for piece in pieces)
         unit = self._method.alignment
         begin = first.offset // unit * unit
         end = -(-(first.offset + n_bytes) // unit) * unit
         buffer = self._buffer()
+        began = time.perf_counter_ns()
         self._method.read(first.path, begin, buffer.data[: end - begin])
+        read_ns = time.perf_counter_ns() - began
         for piece in pieces:
             rows = buffer[piece.offset - begin :][: piece.n_bytes].reshape(piece.n_rows, -1)
             to_strips(piece.fmt, rows, piece.target)
-        return end - begin
+        return Amount(end - begin, 1, read_ns)
 
     def _buffer(self) -> np.ndarray:
         """This thread's buffer, which begins on a page border as direct reads want it."""

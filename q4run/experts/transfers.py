@@ -122,9 +122,10 @@ class Transfers:
         self._counters.bytes_read += arrival.amount.n_bytes
         self._counters.requests += arrival.amount.n_requests
         self._counters.read_s += (arrival.end - arrival.begin) / 1e9
-        begin = max(arrival.begin, self._reading_until)
-        self._counters.reading_s += max(0, arrival.end - begin) / 1e9
-        self._reading_until = max(arrival.end, self._reading_until)
+        # Interleaving is no reading: it comes after each request, here as if after all of them.
+        begin, end = arrival.begin, arrival.begin + arrival.amount.read_ns
+        self._counters.reading_s += max(0, end - max(begin, self._reading_until)) / 1e9
+        self._reading_until = max(end, self._reading_until)
         if timeline := self._events.timeline:
             layer, expert = fill.key
             lane = 1 + arrival.reader

@@ -1,5 +1,6 @@
 """How slots are filled: where matrices lie, in which pieces they are read, in how much memory."""
 
+import time
 import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +19,7 @@ from q4run.experts.layout import ExpertLayout, ExpertMatrix, read_layout
 from q4run.experts.policies.lru import LeastRecentlyUsed
 from q4run.experts.slots import Slots
 from q4run.experts.store import ExpertStore
-from q4run.kernels.formats import find_format
+from q4run.kernels.formats import Format, find_format
 from q4run.kernels.products.strips import interleave, padded_rows
 
 PAGE = 4096
@@ -40,6 +41,7 @@ class Strict:
 
     def __init__(self, contents: Mapping[Path, np.ndarray]) -> None:
         self._contents = contents
+        self.seconds = 0.0
         self.longest = self.n_reads = self.n_bytes = 0
 
     def read(self, path: Path, offset: int, target: memoryview) -> None:
@@ -47,6 +49,7 @@ class Strict:
         assert offset % PAGE == len(target) % PAGE == address % PAGE == 0
         self.longest = max(self.longest, len(target))
         self.n_reads += 1
+        time.sleep(self.seconds)
         self.n_bytes += len(target)
         content = self._contents[path][offset : offset + len(target)]
         assert len(content) > 0
@@ -145,6 +148,24 @@ def test_what_lies_side_by_side_is_one_request(monkeypatch, piece, apart, reques
     assert method.longest <= buffer_bytes(layout)
     assert (store.counters.requests, store.counters.bytes_read) == (requests, method.n_bytes)
     assert method.n_reads == requests
+
+
+def test_the_time_of_reading_is_without_that_of_interleaving(experts, monkeypatch):
+    def slow(fmt: Format, rows: np.ndarray, strips: np.ndarray) -> None:
+        time.sleep(0.05)
+
+    monkeypatch.setattr(filling, "to_strips", slow)
+    method = Strict(experts.contents)
+    method.seconds = 0.02
+    store = ExpertStore(experts.layout, 15, method, n_readers=1)
+    began = time.perf_counter()
+    with store.request(2, [0, 1]) as request:
+        for _ in request:
+            pass
+    whole = time.perf_counter() - began
+    store.close()
+    n = method.n_reads
+    assert 0.02 * n <= store.counters.reading_s < whole - 0.04 * n
 
 
 def test_read_buffers_take_what_is_planned_and_are_let_go(experts, monkeypatch):
